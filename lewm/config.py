@@ -1,0 +1,314 @@
+"""Typed, frozen configuration: the single source of defaults, types, bounds and units.
+
+Defaults are the published LeWM configuration (arXiv 2603.19312 and its code, where they disagree the
+code); profiles and sweeps only override them. Imports no torch, so `--dry-run` stays instant.
+
+Sections: `model`, `loss`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
+trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
+`planning`, `probing` and `surprise` configure evaluation and are hashed into a cell's identity.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+RECIPE_VERSION = 1
+"""Raised by any change that alters the bits of a trained model; part of every trial's identity."""
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Frozen(BaseModel):
+    """Base of every section: immutable, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, strict=True)
+
+
+class ModelConfig(Frozen):
+    """Architecture (paper Table of App. A and the released `config.json`)."""
+
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 224
+    """Pixels per side of the square input."""
+    patch_size: Count = 14
+    """Pixels per side of a patch; divides `image_size`."""
+    width: Count = 192
+    """Encoder width."""
+    depth: Count = 12
+    heads: Count = 3
+    mlp: Count = 768
+    latent_dim: Count = 192
+    """D, the width of embeddings and of the predictor."""
+    projector_hidden: Count = 2048
+    predictor_depth: Count = 6
+    predictor_heads: Count = 16
+    predictor_head_dim: Count = 64
+    predictor_mlp: Count = 2048
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Predictor dropout (attention output and MLP)."""
+    history: Count = 3
+    """N, context frames of the predictor; clips have N + 1 frames."""
+    action_hidden: Count = 10
+    """Channels of the action encoder's pointwise convolution."""
+    action_mlp_ratio: Count = 4
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class LossConfig(Frozen):
+    """L = L_pred + lam * SIGReg (paper Eq. 1-3; quadrature as in the authors' code)."""
+
+    lam: NonNegative = 0.09
+    """λ, the weight of SIGReg; tied to `optim.batch_size`, because the statistic carries a factor B."""
+    num_directions: Count = 1024
+    """M, random unit directions, redrawn every step."""
+    num_knots: Annotated[int, Field(ge=2)] = 17
+    knot_max: Positive = 3.0
+
+
+class DataConfig(Frozen):
+    """What is learnt from, and how it is cut into clips."""
+
+    env: str = "two_room"
+    policy: str = "expert"
+    """Behaviour policy of collected data (`make_behaviour`)."""
+    num_episodes: Count = 10_000
+    max_steps: Annotated[int, Field(ge=20)] = 100
+    """Longest collected episode, in environment steps."""
+    collect_seed: Seed = 3072
+    dataset: str | None = None
+    """A named dataset file instead of a collected one."""
+    action_block: Count = 5
+    """Environment steps between the frames of a clip; their actions form one block."""
+    split: Literal["episode", "clip"] = "episode"
+    """`clip` is the publication's split: train and validation clips overlap."""
+    split_seed: Seed = 3072
+    holdout_frac: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+
+
+class OptimConfig(Frozen):
+    """AdamW, linear warm-up from 0, cosine to 0 per step, gradient-norm clip."""
+
+    lr: Positive = 5e-5
+    weight_decay: NonNegative = 1e-3
+    warmup_frac: Fraction = 0.01
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    num_epochs: Count | None = 10
+    num_steps: Count | None = None
+    """Optimiser steps; exactly one of `num_epochs` and `num_steps` is set."""
+    grad_clip: Positive = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    num_threads: Count = 4
+    """CPU threads of torch, and the CPUs a trial asks Ray for; part of the bits."""
+    eval_every: Count = 500
+    """Steps between measurements of `val_pred_loss` and `mean_std`."""
+    num_val_clips: Count = 512
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimConfig":
+        if (self.num_epochs is None) == (self.num_steps is None):
+            raise ValueError(
+                "set exactly one of optim.num_epochs and optim.num_steps "
+                '(with a profile that sets one, give "none" to it first)'
+            )
+        return self
+
+
+class RunConfig(Frozen):
+    """How a trial runs; never part of its identity, never changes a bit of its result."""
+
+    device: str = "auto"
+    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1` ..."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints: what a killed process can lose."""
+    pixels_in_memory_gb: NonNegative = 1.0
+    """Training frames are decoded into memory once if they fit into this many GB."""
+
+
+class LatentsConfig(Frozen):
+    """Health of the latent space on held-out frames."""
+
+    num_clips: Count = 256
+    collapse_std: Positive = 0.2
+    """`collapsed` when mean per-dimension std of the projected embedding is below this ..."""
+    collapse_epps_pulley: Positive = 0.5
+    """... or its Epps-Pulley distance to N(0, 1) per sample is above this share of the worst case
+    (a point mass); effective rank alone is scale-free and does not see collapse."""
+
+
+class PlanningConfig(Frozen):
+    """Closed-loop planning (paper §4.1; facts §4)."""
+
+    planner: str = "cem"
+    protocols: tuple[str, ...] = ("paper", "strict")
+    eval_seeds: tuple[Seed, ...] = (42,)
+    num_pairs: Count = 100
+    """Start/goal pairs, each one episode, per protocol and eval seed."""
+    num_samples: Count = 300
+    num_elites: Annotated[int, Field(ge=2)] = 30
+    num_iterations: Count = 30
+    horizon: Count = 5
+    """Planned action blocks."""
+    execute: Count = 5
+    """Blocks executed before planning again (5 of 5: the whole plan)."""
+    history: Count = 1
+    """Context frames at planning time."""
+    chunk: Count = 10
+    """Episodes planned together; fixed and padded, so it never depends on their number."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "PlanningConfig":
+        if self.num_elites > self.num_samples:
+            raise ValueError(
+                f"planning.num_elites {self.num_elites} is above planning.num_samples {self.num_samples}"
+            )
+        if self.execute > self.horizon:
+            raise ValueError(
+                f"planning.execute {self.execute} is above planning.horizon {self.horizon}"
+            )
+        for name in ("protocols", "eval_seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"planning.{name} must be non-empty without duplicates: {values}")
+        return self
+
+
+class ProbingConfig(Frozen):
+    """Linear (ridge) and MLP probes on frozen latents to physical quantities (paper App. F.2)."""
+
+    num_train: Count = 2000
+    """Frames of the train split used to fit a probe."""
+    num_test: Count = 1000
+    """Held-out frames a probe is judged on."""
+    ridge: NonNegative = 1.0
+    mlp_hidden: Count = 256
+    mlp_steps: Count = 1000
+    mlp_lr: Positive = 1e-3
+    mlp_batch: Count = 256
+
+
+class SurpriseConfig(Frozen):
+    """Violation of expectation (paper App. F.3): perturbed clip against the same clip unperturbed."""
+
+    num_clips: Count = 64
+    event_frame: Count = 3
+    """Frame of the clip at which the event strikes; later frames stay perturbed."""
+
+
+class Config(Frozen):
+    """Everything about one trial and its evaluation, fully resolved."""
+
+    method: str = "lewm"
+    seed: Seed = 0
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+    latents: LatentsConfig = LatentsConfig()
+    planning: PlanningConfig = PlanningConfig()
+    probing: ProbingConfig = ProbingConfig()
+    surprise: SurpriseConfig = SurpriseConfig()
+
+
+TRAINING_FIELDS = ("method", "seed", "model", "loss", "data", "optim")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest known spelling, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def known_keys() -> list[str]:
+    """Every settable key as `section.field`, plus `method` and `seed`."""
+    keys = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Frozen):
+            keys += [f"{name}.{leaf}" for leaf in section.model_fields]
+        else:
+            keys.append(name)
+    return keys
+
+
+def make_config(overrides: Mapping[str, Any]) -> Config:
+    """The defaults with `{"section.field": value}` laid over them.
+
+    Raises:
+        ValueError: an unknown key (names the nearest), a wrong type or a value out of range.
+    """
+    tree: dict[str, Any] = {}
+    keys = known_keys()
+    for key, value in overrides.items():
+        if key not in keys:
+            raise ValueError(f"unknown key {key!r}{nearest(key, keys)}")
+        section, _, leaf = key.rpartition(".")
+        value = None if value == "none" else tuple(value) if isinstance(value, list) else value
+        (tree.setdefault(section, {}) if section else tree)[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{key}: {message}{got}"
+
+
+def non_default(config: Config, fields: Iterable[str]) -> dict[str, Any]:
+    """The chosen top-level fields as JSON data, without what equals its default."""
+    return config.model_dump(mode="json", include=set(fields), exclude_defaults=True)
+
+
+def digest(data: Any, length: int = 12) -> str:
+    """Short stable SHA-256 of JSON data."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def trial_id(config: Config, fingerprint: str | None = None) -> str:
+    """Identity of a trained model: hash of its non-default training fields and the recipe version.
+
+    Args:
+        fingerprint: of the named file `data.dataset`; it stands in for the path, which is no identity.
+    """
+    fields = non_default(config, TRAINING_FIELDS)
+    if config.data.dataset is not None:
+        fields["data"] = {**fields["data"], "dataset": fingerprint}
+    return digest({"recipe": RECIPE_VERSION, "config": fields})
+
+
+def dataset_id(config: Config) -> str:
+    """Name of the collected dataset: `<env>-<policy>-<hash of its spec>`."""
+    data = config.data
+    spec = {
+        "recipe": RECIPE_VERSION,
+        "env": data.env,
+        "policy": data.policy,
+        "num_episodes": data.num_episodes,
+        "max_steps": data.max_steps,
+        "collect_seed": data.collect_seed,
+        "image_size": config.model.image_size,
+    }
+    return f"{data.env}-{data.policy}-{digest(spec)}"

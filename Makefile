@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SWEEP  ?= lambda
+
+.DEFAULT_GOAL := help
+.PHONY: help install sweep smoke test ci check fmt
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+install: $(BIN)/installed  ## creates .venv and installs the project
+
+sweep: install  ## the main job: train, evaluate and report the lambda sweep (SWEEP=smoke for another)
+	$(BIN)/python -m pipeline.sweep $(SWEEP)
+
+smoke: install  ## every station once, in about a minute
+	$(BIN)/python -m pipeline.sweep smoke
+
+test: install  ## the default tests, under three minutes on 2 cores
+	$(BIN)/python -m pytest
+
+ci: install  ## the default tests and those marked ci (kill drills, tiny sweeps)
+	$(BIN)/python -m pytest -m "(not slow and not drill and not gpu and not interop) or ci"
+
+check: install  ## lint, format, strict types, default tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+fmt: install  ## formats and mends what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

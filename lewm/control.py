@@ -1,0 +1,242 @@
+"""The closed loop: plan, act, observe, over a manifest's pairs, in chunks of fixed size.
+
+A pair's slot within its chunk follows from its `pair_id` alone, and empty slots are padded, so an
+episode's result depends neither on how many others are run nor on their order. Frames are drawn only
+when a plan is made.
+
+Shapes: B slots of a chunk, E episodes, T context frames, H planned blocks, A action block.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lewm.config import PlanningConfig
+from lewm.data.clips import Normaliser, prepare_frames
+from lewm.envs import Env
+from lewm.methods import Cost, Method
+from lewm.planners import Planner
+from lewm.protocol import Manifest, Pair, Protocol
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of a manifest's pairs, in the manifest's order; all arrays (E,).
+
+    Attributes:
+        initial_success: the start satisfied the success rule.
+        success: the rule held `protocol.hold` steps in a row at some time within the budget.
+        steps_to_success: environment steps until it had; -1 where it never did.
+        final_distance: to the goal at the end of the episode (success or budget), in the
+            environment's unit (Two-Room: px).
+        plan_s: seconds of encoding and planning, the episode's share of its chunk's.
+    """
+
+    initial_success: npt.NDArray[np.bool_]
+    success: npt.NDArray[np.bool_]
+    steps_to_success: npt.NDArray[np.int64]
+    final_distance: npt.NDArray[np.float64]
+    plan_s: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What a planner that looks at frames needs to price actions: the trained model and its units."""
+
+    method: Method
+    normaliser: Normaliser
+    device: torch.device
+
+
+def run_planner(
+    manifest: Manifest,
+    planner: Planner,
+    config: PlanningConfig,
+    image_size: int,
+    action_block: int,
+    agent: Agent | None = None,
+) -> Outcomes:
+    """Every pair planned and executed in closed loop (paper §4.1; facts §4).
+
+    Each plan starts from the current frame(s) and the goal's frame, both rendered, and its first
+    `execute` blocks are executed before the next. Plans are made in z-scored action space and brought
+    back to the environment's units, which clips what it executes. Success is looked at after each
+    step, as published, and ends the episode.
+
+    Args:
+        config: `horizon`, `execute`, `history` and `chunk` are used.
+        agent: the model; None for planners in raw units, which ask for no cost.
+
+    Raises:
+        ValueError: a planner that needs a model got none.
+    """
+    if agent is None and not planner.raw:
+        raise ValueError("this planner searches with a model, and none is given")
+    if agent is not None:
+        agent.method.eval()
+
+    def plan(chunk: "_Chunk") -> Array:
+        frames = None if planner.raw else chunk.frames(config.history)
+        begin = time.perf_counter()
+        cost = None if agent is None or frames is None else _make_cost(chunk, agent, *frames)
+        width = action_block * chunk.action_dim
+        plan_BHA = planner.plan(cost, chunk.generators, config.horizon, width)[:, : config.execute]
+        chunk.past_blocks.append(plan_BHA)
+        chunk.plan_s += time.perf_counter() - begin
+        steps = plan_BHA.numpy().reshape(len(plan_BHA), -1, chunk.action_dim)
+        return steps if planner.raw or agent is None else agent.normaliser.invert(steps)
+
+    with torch.inference_mode():
+        return _run(manifest, plan, config.chunk, image_size, action_block)
+
+
+def run_recorded(manifest: Manifest) -> Outcomes:
+    """The oracle: the recorded actions from start to goal are replayed, then the episode ends."""
+
+    def replay(chunk: "_Chunk") -> Array:
+        return np.stack([chunk.padded[slot].pair.actions for slot in range(len(chunk.padded))])
+
+    offset = manifest.protocol.goal_offset
+    return _run(manifest, replay, 1, image_size=64, action_block=offset, budget=offset)
+
+
+class _Episode:
+    """One pair under way: its world, the states at block boundaries, its count of success."""
+
+    def __init__(self, pair: Pair, env: Env, protocol: Protocol) -> None:
+        self.pair = pair
+        self.env = env
+        self.protocol = protocol
+        self.held = 0
+        self.solved_at = -1
+        env.set_goal(pair.goal_state)
+        env.set_state(pair.start_state)
+        self.boundary_states = [env.get_state()]
+
+    @property
+    def solved(self) -> bool:
+        return self.solved_at >= 0
+
+    def draw(self, state: Array) -> Array:
+        """The frame (H, W, 3) of a state."""
+        return self.env.render_state(state)
+
+    def context(self, history: int) -> Array:
+        """(T, H, W, 3) frames at up to `history` last block boundaries."""
+        return np.stack([self.draw(state) for state in self.boundary_states[-history:]])
+
+    def execute(self, actions: Array, done: int, action_block: int) -> None:
+        """Steps through raw actions (steps, A) after `done` earlier ones; a solved episode stays put."""
+        for step, action in enumerate(actions, start=done + 1):
+            if not self.solved:
+                self.env.step(action)
+                self.held = self.held + 1 if self.env.success(self.protocol) else 0
+                if self.held == self.protocol.hold:
+                    self.solved_at = step
+            if step % action_block == 0:
+                self.boundary_states.append(self.env.get_state())
+
+
+class _Chunk:
+    """Pairs planned together, by slot; `padded` fills the empty slots with one of them."""
+
+    def __init__(
+        self, pairs: Mapping[int, Pair], envs: Sequence[Env], protocol: Protocol, eval_seed: int
+    ) -> None:
+        self.episodes = {
+            slot: _Episode(pair, envs[slot], protocol) for slot, pair in pairs.items()
+        }
+        self.action_dim = envs[0].action_dim
+        filler = next(iter(self.episodes.values()))
+        self.padded = [self.episodes.get(slot, filler) for slot in range(len(envs))]
+        self.generators = [
+            _generator(eval_seed, pairs[slot].pair_id if slot in pairs else None)
+            for slot in range(len(envs))
+        ]
+        self.past_blocks: list[Tensor] = []
+        self._goal_frames: Array | None = None
+        self.plan_s = 0.0
+
+    @property
+    def solved(self) -> bool:
+        return all(episode.solved for episode in self.episodes.values())
+
+    def frames(self, history: int) -> tuple[Array, Array]:
+        """Context (B, T, H, W, 3) and goal (B, 1, H, W, 3): the last block boundaries, now included."""
+        if self._goal_frames is None:
+            self._goal_frames = np.stack([[e.draw(e.pair.goal_state)] for e in self.padded])
+        return np.stack([e.context(history) for e in self.padded]), self._goal_frames
+
+
+def _generator(eval_seed: int, pair_id: int | None) -> torch.Generator:
+    """The planner's stream of one pair, the same in whatever company it is planned."""
+    key = (eval_seed,) if pair_id is None else (eval_seed, pair_id)
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def _make_cost(chunk: _Chunk, agent: Agent, context_BTHWC: Array, goal_B1HWC: Array) -> Cost:
+    """The method's cost for these frames, taking and giving CPU tensors."""
+    num_past = context_BTHWC.shape[1] - 1
+    past_BTA = None
+    if num_past:
+        past_BTA = torch.cat(chunk.past_blocks, dim=1)[:, -num_past:].to(agent.device)
+    context_BTCHW = _to_model(context_BTHWC, agent.device)
+    priced = agent.method.plan_cost(context_BTCHW, _to_model(goal_B1HWC, agent.device), past_BTA)
+    return lambda actions_BSHA: priced(actions_BSHA.to(agent.device)).float().cpu()
+
+
+def _to_model(frames_BTHWC: Array, device: torch.device) -> Tensor:
+    return prepare_frames(torch.from_numpy(frames_BTHWC).to(device).movedim(-1, -3))
+
+
+def _run(
+    manifest: Manifest,
+    act: Callable[[_Chunk], Array],
+    chunk_size: int,
+    image_size: int,
+    action_block: int,
+    budget: int | None = None,
+) -> Outcomes:
+    """All chunks, each until its budget is spent or all of its episodes are solved."""
+    protocol = manifest.protocol
+    budget = protocol.budget if budget is None else budget
+    envs = [protocol.make_env(image_size) for _ in range(chunk_size)]
+    rows: dict[int, tuple[bool, int, float, float]] = {}
+    for pairs in _chunks(manifest, chunk_size):
+        chunk = _Chunk(pairs, envs, protocol, manifest.eval_seed)
+        done = 0
+        while done < budget and not chunk.solved:
+            actions = act(chunk)[:, : budget - done]
+            for slot, episode in chunk.episodes.items():
+                episode.execute(actions[slot], done, action_block)
+            done += actions.shape[1]
+        for episode in chunk.episodes.values():
+            share_s = chunk.plan_s / len(chunk.episodes)
+            result = (episode.solved, episode.solved_at, episode.env.goal_distance(), share_s)
+            rows[episode.pair.pair_id] = result
+    success, steps, distance, plan_s = zip(*(rows[pair.pair_id] for pair in manifest.pairs), strict=True)
+    return Outcomes(
+        initial_success=np.array([pair.initial_success for pair in manifest.pairs], dtype=np.bool_),
+        success=np.array(success, dtype=np.bool_),
+        steps_to_success=np.array(steps, dtype=np.int64),
+        final_distance=np.array(distance, dtype=np.float64),
+        plan_s=np.array(plan_s, dtype=np.float64),
+    )
+
+
+def _chunks(manifest: Manifest, chunk_size: int) -> Iterator[dict[int, Pair]]:
+    """Pairs by slot; pair p always sits in slot p % size of chunk p // size."""
+    chunks: dict[int, dict[int, Pair]] = {}
+    for pair in manifest.pairs:
+        number, slot = divmod(pair.pair_id, chunk_size)
+        chunks.setdefault(number, {})[slot] = pair
+    yield from chunks.values()

@@ -1,0 +1,1 @@
+"""Episode files, clips cut from them, and the collection of new ones."""

@@ -1,0 +1,215 @@
+"""Clips for training: a few frames at a stride with the blocks of actions between them.
+
+A clip that starts at row s holds frames s, s + k, s + 2k ... and the actions of rows s .. s + T k - 1
+in T blocks of k = `data.action_block` (paper App. D; facts §3). Actions are z-scored per dimension
+and environment step before blocks are formed; a missing last action becomes 0 afterwards.
+
+Shapes: B batch, T frames of a clip, H W image, A action block (k times the environment's action).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lewm.config import Config
+from lewm.data.episodes import PIXELS, EpisodeFile
+
+Array = npt.NDArray[Any]
+Part = Literal["train", "val"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LOAD_ROWS = 2048
+"""Frames decoded at once when a part is loaded into memory."""
+
+
+def split_episodes(
+    num_episodes: int, holdout_frac: float, split_seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(train, held-out) episode numbers, ascending; the training seed has no part in it.
+
+    Raises:
+        ValueError: fewer than two episodes, so that one part would be empty.
+    """
+    if num_episodes < 2:
+        raise ValueError(f"a split into train and held-out needs 2 episodes, got {num_episodes}")
+    count = min(max(round(num_episodes * holdout_frac), 1), num_episodes - 1)
+    order = np.random.default_rng(split_seed).permutation(num_episodes)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """Per-dimension z-score of environment actions.
+
+    Attributes:
+        mean: (A,) float32, in the environment's action unit.
+        std: (A,) float32, positive.
+    """
+
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, actions: Array) -> Self:
+        """Fitted to actions (N, A); rows with a NaN are left out.
+
+        Raises:
+            ValueError: no complete row, or a dimension that never varies.
+        """
+        rows = np.asarray(actions, dtype=np.float64)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        if not len(rows):
+            raise ValueError("no finite actions to fit the normaliser to")
+        std = rows.std(axis=0)
+        if not (std > 0).all():
+            raise ValueError(f"action dimension {int(np.argmin(std))} is constant over all rows")
+        return cls(rows.mean(axis=0).astype(np.float32), std.astype(np.float32))
+
+    def apply(self, actions: Array) -> npt.NDArray[np.float32]:
+        """Z-scores of actions (..., A)."""
+        return ((np.asarray(actions, dtype=np.float32) - self.mean) / self.std).astype(np.float32)
+
+    def invert(self, scores: Array) -> npt.NDArray[np.float32]:
+        """Actions (..., A) in the environment's unit from z-scores."""
+        return (np.asarray(scores, dtype=np.float32) * self.std + self.mean).astype(np.float32)
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """JSON data."""
+        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, list[float]]) -> Self:
+        """The inverse of `to_dict`, exactly."""
+        return cls(np.array(data["mean"], np.float32), np.array(data["std"], np.float32))
+
+
+class ClipData:
+    """The clips of one part of an episode file.
+
+    With `data.split = "episode"` whole episodes are held out; with `"clip"` (the publication's) clips
+    are, so that the parts overlap. The normaliser is fitted to the train episodes' actions (with a
+    clip split: to all).
+
+    Args:
+        file: stays open as long as this lives, unless its frames are in memory.
+        part: `train` or `val`.
+
+    Raises:
+        ValueError: frames of another size than `model.image_size`, or no episode as long as a clip.
+    """
+
+    normaliser: Normaliser
+    in_memory: bool
+    """Whether the part's frames are held decoded; they are if they fit `run.pixels_in_memory_gb`."""
+
+    def __init__(self, file: EpisodeFile, config: Config, part: Part) -> None:
+        if file.image_size != config.model.image_size:
+            raise ValueError(
+                f"dataset {file.path}: frames of {file.image_size} px, "
+                f"but model.image_size is {config.model.image_size}"
+            )
+        self._file = file
+        self.num_frames = config.model.history + 1
+        self.block = config.data.action_block
+        self.starts = self._find_starts(config, part)
+        if not len(self.starts):
+            raise ValueError(
+                f"dataset {file.path}: no {part} episode has the {self.span} steps of a clip"
+            )
+        scores = self.normaliser.apply(file.read("action"))
+        self._actions = torch.from_numpy(np.nan_to_num(scores, copy=False, nan=0.0))
+        self._load_frames(config.run.pixels_in_memory_gb)
+
+    @property
+    def span(self) -> int:
+        """Rows that a clip covers."""
+        return self.num_frames * self.block
+
+    @property
+    def action_width(self) -> int:
+        """A, the width of an action block."""
+        return self.block * self._file.action_dim
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def _find_starts(self, config: Config, part: Part) -> npt.NDArray[np.int64]:
+        file, data = self._file, config.data
+        every = np.arange(file.num_episodes)
+        if data.split == "episode":
+            train, held_out = split_episodes(file.num_episodes, data.holdout_frac, data.split_seed)
+            self.normaliser = _fit(file, train)
+            return self._clips_of(train if part == "train" else held_out)
+        self.normaliser = _fit(file, every)
+        starts = self._clips_of(every)
+        train, held_out = split_episodes(len(starts), data.holdout_frac, data.split_seed)
+        return starts[train if part == "train" else held_out]
+
+    def _clips_of(self, episodes: Array) -> npt.NDArray[np.int64]:
+        """First rows of every clip of the episodes, ascending."""
+        spare = self._file.ep_len[episodes] - self.span + 1
+        parts = [
+            np.arange(first, first + count)
+            for first, count in zip(self._file.ep_offset[episodes], spare, strict=True)
+            if count > 0
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def _load_frames(self, limit_gb: float) -> None:
+        file = self._file
+        used = np.zeros(file.num_rows, dtype=bool)
+        for frame in range(self.num_frames):
+            used[self.starts + frame * self.block] = True
+        rows = np.flatnonzero(used)
+        size = file.image_size
+        self.in_memory = rows.size * 3 * size * size <= limit_gb * 1e9
+        if not self.in_memory:
+            return
+        self._place = np.full(file.num_rows, -1, dtype=np.int64)
+        self._place[rows] = np.arange(rows.size)
+        self._frames_NCHW = torch.empty((rows.size, 3, size, size), dtype=torch.uint8)
+        for first in range(0, rows.size, LOAD_ROWS):
+            frames = file.read(PIXELS, rows[first : first + LOAD_ROWS])
+            self._frames_NCHW[first : first + LOAD_ROWS] = torch.from_numpy(frames).movedim(-1, 1)
+
+    def rows(self, indices: Array) -> npt.NDArray[np.int64]:
+        """File rows (B, T) of the frames of the clips."""
+        steps = np.arange(self.num_frames) * self.block
+        return self.starts[np.asarray(indices, dtype=np.int64)][:, None] + steps
+
+    def get(self, indices: Array) -> tuple[Tensor, Tensor]:
+        """Clips by number.
+
+        Args:
+            indices: (B,) integers in 0 .. len - 1.
+
+        Returns:
+            Frames (B, T, 3, H, W) uint8 and z-scored actions (B, T, A) float32 without NaN.
+        """
+        rows_BT = self.rows(indices)
+        if self.in_memory:
+            places = torch.from_numpy(self._place[rows_BT].reshape(-1))
+            frames = self._frames_NCHW.index_select(0, places)
+            frames_BTCHW = frames.reshape(*rows_BT.shape, *frames.shape[1:])
+        else:
+            frames_BTCHW = torch.from_numpy(self._file.read(PIXELS, rows_BT)).movedim(-1, -3)
+        action_rows = torch.from_numpy(rows_BT[:, :1] + np.arange(self.span))
+        actions_BTA = self._actions[action_rows].reshape(*rows_BT.shape, self.action_width)
+        return frames_BTCHW.contiguous(), actions_BTA
+
+
+def _fit(file: EpisodeFile, episodes: Array) -> Normaliser:
+    chosen = np.repeat(np.isin(np.arange(file.num_episodes), episodes), file.ep_len)
+    return Normaliser.fit(file.read("action")[chosen])
+
+
+def prepare_frames(frames: Tensor) -> Tensor:
+    """Float32 model input from uint8 frames (..., 3, H, W): /255, then ImageNet mean and std."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).reshape(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).reshape(3, 1, 1)
+    return (frames.float() / 255.0 - mean) / std

@@ -1,0 +1,352 @@
+"""Episode files: HDF5 in the published layout, read from anyone, written with one frame per chunk.
+
+Layout (facts §9.1): one dataset per column, first axis = the steps of all episodes one after another;
+`ep_len` (E,) and `ep_offset` (E,); `pixels` (N, H, W, 3) uint8; `action` (N, A), where action[t] leaves
+frame t and the last action of an episode is NaN; `episode_idx`, `ep_idx` or neither. Names of nested
+groups are read with `_` for `/`.
+"""
+
+import hashlib
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import hdf5plugin
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+PIXELS = "pixels"
+INDEX_COLUMNS = ("episode_idx", "ep_idx")
+EPISODE_TABLES = ("ep_len", "ep_offset")
+FILLED_IN = (*INDEX_COLUMNS, *EPISODE_TABLES, "step_idx")
+FINGERPRINT_FRAMES = 1000
+BLOCK_ROWS = 256
+"""Frames handed to or asked from HDF5 at once."""
+
+
+class EpisodeFile:
+    """A readable, checked episode file; use as a context manager or keep it open.
+
+    Args:
+        path: file in the published layout, ours or foreign.
+
+    Raises:
+        ValueError: no such file, truncated, columns missing or misshapen, episodes that do not tile
+            the rows, or a NaN among an episode's actions before its last.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"dataset {self.path}: no such file")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            reason = str(error).split("(")[-1].rstrip(")")
+            raise ValueError(f"dataset {self.path}: truncated or not HDF5 ({reason})") from None
+        self._cache: dict[str, Array] = {}
+        try:
+            self._datasets = _columns(self._file)
+            self._check()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _check(self) -> None:
+        for name in (*EPISODE_TABLES, PIXELS, "action"):
+            if name not in self._datasets:
+                known = ", ".join(sorted(self._datasets)) or "none"
+                raise self._wrong(f"no column {name!r}; it has {known}")
+        self.ep_len = self._whole("ep_len").astype(np.int64)
+        self.ep_offset = self._whole("ep_offset").astype(np.int64)
+        pixels, action = self._datasets[PIXELS], self._datasets["action"]
+        if pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+            raise self._wrong(f"pixels must be (rows, size, size, 3), got {pixels.shape}")
+        if pixels.dtype != np.uint8:
+            raise self._wrong(f"pixels must be uint8, got {pixels.dtype}")
+        if action.ndim != 2 or action.dtype.kind != "f":
+            raise self._wrong(f"action must be (rows, A) of floats, got {action.shape}")
+        self.num_rows = int(pixels.shape[0])
+        self.image_size, self.action_dim = int(pixels.shape[1]), int(action.shape[1])
+        starts = np.concatenate(([0], np.cumsum(self.ep_len)))
+        if self.ep_len.ndim != 1 or not self.ep_len.size or self.ep_len.min() < 1:
+            raise self._wrong("ep_len must be a non-empty list of positive lengths")
+        if starts[-1] != self.num_rows or not np.array_equal(starts[:-1], self.ep_offset):
+            raise self._wrong(
+                f"ep_len and ep_offset do not tile the {self.num_rows} rows of pixels"
+            )
+        self.columns = tuple(sorted(set(self._datasets) - set(EPISODE_TABLES)))
+        for name in self.columns:
+            if self._datasets[name].shape[:1] != (self.num_rows,):
+                shape = self._datasets[name].shape
+                raise self._wrong(f"column {name!r} has shape {shape}, not {self.num_rows} rows")
+        self._check_rows(starts)
+
+    def _check_rows(self, starts: Array) -> None:
+        for name in set(INDEX_COLUMNS) & set(self.columns):
+            index = self._whole(name).reshape(-1)
+            within = np.delete(np.diff(index) != 0, starts[1:-1] - 1)
+            if within.any() or np.unique(index[starts[:-1]]).size != self.num_episodes:
+                raise self._wrong(f"column {name!r} disagrees with ep_len")
+        broken: Array = ~np.isfinite(self._whole("action")).all(axis=1)
+        broken[starts[1:] - 1] = False
+        if broken.any():
+            row = int(np.argmax(broken))
+            episode = int(np.searchsorted(starts, row, side="right")) - 1
+            step = row - int(starts[episode])
+            raise self._wrong(
+                f"action of episode {episode}, step {step} is not finite; only its last may be NaN"
+            )
+
+    def _wrong(self, what: str) -> ValueError:
+        return ValueError(f"dataset {self.path}: {what}")
+
+    @property
+    def num_episodes(self) -> int:
+        """E, the number of episodes."""
+        return int(self.ep_len.size)
+
+    def rows(self, episode: int) -> npt.NDArray[np.int64]:
+        """The row numbers of an episode."""
+        start = self.ep_offset[episode]
+        return np.arange(start, start + self.ep_len[episode])
+
+    def read(self, column: str, rows: Array | Sequence[int] | None = None) -> Array:
+        """Values of a column at the given rows, in their order; all rows by default.
+
+        Numeric columns are held in memory after the first use; of `pixels` only the chunks that hold
+        the rows are decoded.
+
+        Args:
+            rows: integers of any shape R.
+
+        Returns:
+            Array of shape R + the column's row shape.
+
+        Raises:
+            ValueError: an unknown column, a row out of range, or stored bytes that do not decode.
+        """
+        if column != PIXELS:
+            values = self._whole(column)
+            return values if rows is None else values[self._checked(rows)]
+        chosen = np.arange(self.num_rows) if rows is None else self._checked(rows)
+        frames = np.empty((chosen.size, *self._dataset(PIXELS).shape[1:]), dtype=np.uint8)
+        try:
+            self._read_frames(chosen.reshape(-1), frames)
+        except (OSError, RuntimeError) as error:
+            raise self._wrong(f"frames do not decode ({str(error).splitlines()[0]})") from None
+        return frames.reshape(*chosen.shape, *frames.shape[1:])
+
+    def _checked(self, rows: Array | Sequence[int]) -> Array:
+        chosen = np.asarray(rows, dtype=np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_rows:
+            raise self._wrong(f"rows must be within 0..{self.num_rows - 1}")
+        return chosen
+
+    def _read_frames(self, rows: Array, frames: Array) -> None:
+        """Decodes each chunk once: rows are grouped by chunk, single-frame chunks by runs of rows."""
+        dataset = self._dataset(PIXELS)
+        per_chunk = dataset.chunks[0] if dataset.chunks else 1
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        new_block = np.diff(ascending // (per_chunk if per_chunk > 1 else BLOCK_ROWS)) > 0
+        if per_chunk == 1:
+            new_block |= np.diff(ascending) > 1
+        for part in np.split(np.arange(rows.size), np.flatnonzero(new_block) + 1):
+            if part.size:
+                low, high = int(ascending[part[0]]), int(ascending[part[-1]]) + 1
+                frames[order[part]] = dataset[low:high][ascending[part] - low]
+
+    def _dataset(self, column: str) -> Any:
+        if column not in self._datasets:
+            raise self._wrong(f"no column {column!r}; it has {', '.join(self.columns)}")
+        return self._datasets[column]
+
+    def _whole(self, column: str) -> Array:
+        if column not in self._cache:
+            try:
+                values = np.asarray(self._dataset(column)[()])
+            except (OSError, RuntimeError) as error:
+                first = str(error).splitlines()[0]
+                raise self._wrong(f"column {column!r} does not decode ({first})") from None
+            values.setflags(write=False)
+            self._cache[column] = values
+        return self._cache[column]
+
+    def episodes(self) -> Iterator[dict[str, Array]]:
+        """Every episode with all its columns, in order."""
+        for episode in range(self.num_episodes):
+            rows = self.rows(episode)
+            yield {name: self.read(name, rows) for name in self.columns}
+
+    def close(self) -> None:
+        """Closes the file; columns already read stay usable."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _columns(file: h5py.File) -> dict[str, Any]:
+    """Every dataset of numbers by its flat name."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.ndim and item.dtype.kind in "biuf":
+            found[name.replace("/", "_")] = item
+
+    file.visititems(visit)
+    return found
+
+
+class _Digest:
+    """SHA-256 over decoded columns: their names, types, row shapes and values, never their storage."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, tuple[str, Any]] = {}
+
+    def update(self, name: str, values: Array) -> None:
+        """Adds the next rows of a column; how rows are divided between calls does not matter."""
+        little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        key = f"{name} {little.dtype.str} {values.shape[1:]}"
+        known, digest = self._columns.setdefault(name, (key, hashlib.sha256()))
+        if known != key:
+            raise ValueError(f"column {name!r} changes from {known!r} to {key!r}")
+        digest.update(little.data)
+
+    def hexdigest(self) -> str:
+        """Hash over all columns in the order of their names."""
+        lines = [f"{key} {digest.hexdigest()}" for key, digest in self._columns.values()]
+        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def content_hash(path: str | Path) -> str:
+    """SHA-256 over the decoded arrays of an episode file; chunking and compression do not matter.
+
+    Raises:
+        ValueError: the file is broken (see `EpisodeFile`).
+    """
+    with EpisodeFile(path) as file:
+        digest = _Digest()
+        for name in (*file.columns, *EPISODE_TABLES):
+            if name != PIXELS:
+                digest.update(name, file._whole(name))
+        for start in range(0, file.num_rows, BLOCK_ROWS):
+            rows = np.arange(start, min(start + BLOCK_ROWS, file.num_rows))
+            digest.update(PIXELS, file.read(PIXELS, rows))
+        return digest.hexdigest()
+
+
+def fingerprint(path: str | Path) -> str:
+    """Identity of a named foreign file without reading all of it.
+
+    SHA-256 over its size, the metadata of its columns, all numeric columns but `pixels`, and 1,000
+    frames at fixed places.
+
+    Raises:
+        ValueError: the file is broken (see `EpisodeFile`).
+    """
+    with EpisodeFile(path) as file:
+        digest = _Digest()
+        for name in (*file.columns, *EPISODE_TABLES):
+            if name != PIXELS:
+                digest.update(name, file._whole(name))
+        count = min(FINGERPRINT_FRAMES, file.num_rows)
+        rows = np.linspace(0, file.num_rows - 1, count).astype(np.int64)
+        for part in np.array_split(rows, math.ceil(count / BLOCK_ROWS)):
+            digest.update(PIXELS, file.read(PIXELS, part))
+        size = file.path.stat().st_size
+        text = f"{size} {file.num_rows} {file.num_episodes} {digest.hexdigest()}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_episodes(path: str | Path, episodes: Iterable[Mapping[str, Array]]) -> str:
+    """Writes episodes to a new file, atomically: one frame per chunk, Blosc-LZ4 with shuffle.
+
+    `episode_idx`, `step_idx`, `ep_len` and `ep_offset` are filled in; columns of these names are
+    ignored.
+
+    Args:
+        episodes: each a mapping of column name to an array with one row per step, `pixels`
+            (T, size, size, 3) uint8 and `action` (T, A) among them; all alike in columns and types.
+
+    Returns:
+        The content hash of the file.
+
+    Raises:
+        ValueError: no episodes, or episodes that differ in columns, types or row shapes.
+    """
+    target = Path(path)
+    temp = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with h5py.File(temp, "w") as file:
+            digest = _write(file, episodes)
+        with temp.open("rb") as written:
+            os.fsync(written.fileno())
+        temp.replace(target)
+    finally:
+        temp.unlink(missing_ok=True)
+    return digest
+
+
+def _write(file: h5py.File, episodes: Iterable[Mapping[str, Array]]) -> str:
+    digest = _Digest()
+    numeric: dict[str, list[Array]] = {}
+    lengths: list[int] = []
+    pixels: Any = None
+    for number, episode in enumerate(episodes):
+        columns = {k: np.asarray(v) for k, v in episode.items() if k not in FILLED_IN}
+        length = len(columns["action"])
+        columns["episode_idx"] = np.full(length, number, dtype=np.int64)
+        columns["step_idx"] = np.arange(length, dtype=np.int64)
+        frames = columns.pop(PIXELS)
+        if numeric and set(columns) != set(numeric):
+            raise ValueError(f"episode {number} has other columns than the first")
+        if any(len(values) != length for values in (frames, *columns.values())):
+            raise ValueError(f"episode {number}: its columns differ in length")
+        digest.update(PIXELS, frames)
+        for name, values in columns.items():
+            digest.update(name, values)
+            numeric.setdefault(name, []).append(values)
+        if pixels is None:
+            pixels = _make_pixels(file, frames)
+        start = pixels.shape[0]
+        pixels.resize(start + length, axis=0)
+        pixels[start:] = frames
+        lengths.append(length)
+    if not lengths:
+        raise ValueError("no episodes to write")
+    offsets = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
+    tables: dict[str, Array] = {"ep_len": np.array(lengths, dtype=np.int32), "ep_offset": offsets}
+    for name, table in tables.items():
+        digest.update(name, table)
+        file.create_dataset(name, data=table)
+    for name, rows in numeric.items():
+        file.create_dataset(name, data=np.concatenate(rows))
+    return digest.hexdigest()
+
+
+def _make_pixels(file: h5py.File, frames: Array) -> Any:
+    return file.create_dataset(
+        PIXELS,
+        shape=(0, *frames.shape[1:]),
+        maxshape=(None, *frames.shape[1:]),
+        chunks=(1, *frames.shape[1:]),
+        dtype=np.uint8,
+        compression=hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE),
+    )

@@ -1,0 +1,108 @@
+"""What every environment of the benchmark promises, on top of `gymnasium.Env`."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from lewm.protocol import Protocol as EvaluationProtocol
+
+Array = npt.NDArray[Any]
+State = npt.NDArray[np.float64]
+ViolationKind = Literal["physical", "visual"]
+Violation = Callable[[State, np.random.Generator], tuple[State, dict[str, Any]]]
+"""(state, rng) -> (state after the event, options for `render_state` from then on)."""
+
+
+class Behaviour(Protocol):
+    """A policy that produces data."""
+
+    def reset(self, env: "Env") -> None:
+        """Forgets the last episode; called after `env.reset`."""
+        ...
+
+    def act(self, env: "Env") -> npt.NDArray[np.float32]:
+        """The next action (A,) within the action space."""
+        ...
+
+
+class Env(gymnasium.Env[State, Array]):
+    """A world with exact states: the observation is the state vector, frames come only from `render`.
+
+    An episode never terminates by itself (evaluation decides by `success`), so batches step through
+    `gymnasium.vector` without resets in between.
+    """
+
+    action_dim: ClassVar[int]
+    """Width of the environment's own action, not of a block."""
+    image_size: int
+    """Pixels per side of a frame."""
+    success_rule: ClassVar[Mapping[str, float | bool]]
+    """Parameters of `success` and `admits` with their defaults: the keys of `Protocol.success`."""
+
+    @abstractmethod
+    def get_state(self) -> State:
+        """A copy of the state; `set_state` with it restores the world bit for bit."""
+
+    @abstractmethod
+    def set_state(self, state: Array) -> None:
+        """Puts the world into a state without stepping it."""
+
+    @abstractmethod
+    def set_goal(self, goal_state: Array) -> None:
+        """Makes a state the goal of the episode."""
+
+    @abstractmethod
+    def render_state(self, state: Array, **options: Any) -> npt.NDArray[np.uint8]:
+        """The frame (H, W, 3) of any state, drawn with the options of a violation."""
+
+    @abstractmethod
+    def success(self, protocol: "EvaluationProtocol") -> bool:
+        """Whether the state now satisfies the protocol's rule; holding it is the caller's count."""
+
+    @abstractmethod
+    def goal_distance(self) -> float:
+        """Distance of the state from the goal in the unit of the success rule."""
+
+    @abstractmethod
+    def admits(self, protocol: "EvaluationProtocol", start: Array, goal: Array) -> bool:
+        """Whether a protocol takes this start and goal state as a pair (its own rules aside)."""
+
+    @abstractmethod
+    def reached(self) -> bool:
+        """Whether the published success rule holds; ends an episode of training data."""
+
+    @staticmethod
+    @abstractmethod
+    def physical_state(columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Physical quantities (N, k) of N stored rows, by name: the targets of probing."""
+
+    @abstractmethod
+    def violations(self) -> dict[str, tuple[ViolationKind, Violation]]:
+        """Events that break physics or only the looks, by name."""
+
+    @abstractmethod
+    def make_behaviour(self, name: str, rng: np.random.Generator) -> Behaviour:
+        """A data policy by name.
+
+        Raises:
+            ValueError: an unknown name (lists the known ones).
+        """
+
+    @abstractmethod
+    def state_columns(self, state: Array) -> dict[str, Array]:
+        """What is stored of a state in one row of a data file, under the published names."""
+
+    @staticmethod
+    @abstractmethod
+    def state_from_columns(columns: Mapping[str, Array], row: int) -> State:
+        """The state stored in a row of our files or of published ones."""
+
+    @staticmethod
+    @abstractmethod
+    def coverage(columns: Mapping[str, Array], ep_len: Array) -> dict[str, float]:
+        """Figures of a data file that tell whether the world was explored; for its datasheet."""

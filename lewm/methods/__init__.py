@@ -1,0 +1,108 @@
+"""What can be trained and planned with: the `Method` contract and the registry.
+
+Shapes: B batch, T time, S plan samples, H horizon, D latent, A action block.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lewm.config import Config, nearest
+
+Cost = Callable[[Tensor], Tensor]
+"""`cost(actions_BSHA) -> (B, S)`; all that a planner sees."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips to learn from."""
+
+    frames_BTCHW: Tensor
+    """Normalised float32 frames, T = history + 1."""
+    actions_BTA: Tensor
+    """z-scored action blocks, the one leaving each frame."""
+
+
+class Method(nn.Module):
+    """A trainable world model that can price action sequences; every method is one of these.
+
+    Attributes:
+        history: context frames the predictor can take.
+        latent_dim: D.
+    """
+
+    history: int
+    latent_dim: int
+
+    @property
+    def num_params(self) -> int:
+        """Number of trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode(self, frames_BTCHW: Tensor) -> dict[str, Tensor]:
+        """Embeds normalised frames: "z" (B, T, D) and "cls" (B, T, encoder width)."""
+        raise NotImplementedError
+
+    def predict(self, z_BTD: Tensor, actions_BTA: Tensor) -> Tensor:
+        """Next embedding after each of T <= history frames, teacher forced and causal: (B, T, D)."""
+        raise NotImplementedError
+
+    def rollout(self, z_BTD: Tensor, actions_BSHA: Tensor) -> Tensor:
+        """Imagined paths from T context frames under S action sequences each.
+
+        Args:
+            z_BTD: context embeddings.
+            actions_BSHA: T - 1 blocks that led through the context, then the ones to imagine.
+
+        Returns:
+            (B, S, H + 1, D): the T context embeddings, then one prediction per further block.
+        """
+        raise NotImplementedError
+
+    def plan_cost(
+        self,
+        start_BTCHW: Tensor,
+        goal_B1CHW: Tensor,
+        past_actions_BTA: Tensor | None = None,
+    ) -> Cost:
+        """Prices action sequences by where they end; start and goal are encoded here, once.
+
+        Args:
+            start_BTCHW: T context frames, the last one being now.
+            goal_B1CHW: the frame to reach.
+            past_actions_BTA: the T - 1 z-scored blocks between the context frames; None for T = 1.
+
+        Returns:
+            `cost(actions_BSHA) -> (B, S)`, z-scored blocks in, squared L2 distance of the last
+            imagined embedding to the goal's out.
+        """
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars "loss" (to minimise), "pred_loss", "sigreg_loss" of a batch of clips."""
+        raise NotImplementedError
+
+
+METHODS: dict[str, str] = {"lewm": "lewm.methods.lewm:LeWM"}
+
+
+def make_method(config: Config, action_dim: int) -> Method:
+    """A freshly initialised method, drawing from torch's global generator.
+
+    Args:
+        action_dim: of the environment; a block has `data.action_block` times as many numbers.
+
+    Raises:
+        ValueError: unknown `method`, naming the known ones and the nearest.
+    """
+    if config.method not in METHODS:
+        raise ValueError(
+            f"unknown method {config.method!r}{nearest(config.method, METHODS)}; "
+            f"known: {', '.join(METHODS)}"
+        )
+    module, _, name = METHODS[config.method].partition(":")
+    method: Method = getattr(importlib.import_module(module), name)(config, action_dim)
+    return method

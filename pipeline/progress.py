@@ -1,0 +1,160 @@
+"""What a sweep shows while it works: one live table on a terminal, one line per event elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+QUIET_S = 15.0
+"""Without a terminal, a summary line at most this often."""
+
+
+def duration(seconds: float | None) -> str:
+    """`1 h 05 min`, `3 min 20 s`, `12 s`, or `?`."""
+    if seconds is None:
+        return "?"
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+class Progress:
+    """Live state of the trials and cells of a sweep.
+
+    Args:
+        names: per trial id its label, in the order to show.
+        done: trials that are already finished.
+        evaluate_s: expected seconds of evaluation per trial, for the ETA; None if unknown.
+        workers: how many trials run at once.
+    """
+
+    def __init__(
+        self, names: dict[str, str], done: dict[str, str], evaluate_s: float | None, workers: int
+    ) -> None:
+        self.console = Console(stderr=True)
+        self.rows: dict[str, dict[str, Any]] = {
+            trial_id: {"name": name, "status": done.get(trial_id, "waiting")}
+            for trial_id, name in names.items()
+        }
+        self.phase = "training"
+        self.cells_done = 0
+        self.cells_total = 0
+        self._evaluate_s = evaluate_s
+        self._workers = max(workers, 1)
+        self._started = time.time()
+        self._evaluate_started: float | None = None
+        self._steps_seen = 0
+        self._last_line = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            self._live = Live(self._table(), console=self.console, refresh_per_second=2)
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+            self._live.__exit__(kind, error, trace)
+
+    def step(self, trial_id: str, metrics: dict[str, Any]) -> None:
+        """A trial reported: step, num_steps and losses."""
+        row = self.rows[trial_id]
+        self._steps_seen += max(metrics.get("step", 0) - row.get("step", 0), 0)
+        row.update(
+            {k: v for k, v in metrics.items() if k in ("step", "num_steps", "loss", "pred_loss")}
+        )
+        row["status"] = metrics.get("status", "running")
+        if "status" in metrics:
+            self.line(f"{row['name']}: {row['status']} at step {row.get('step', 0)}")
+        self._refresh()
+
+    def begin_cells(self, total: int) -> None:
+        """Training is over; `total` evaluation tasks follow."""
+        self.phase = "evaluating"
+        self.cells_total = total
+        self._evaluate_started = time.time()
+        self.line(f"evaluating: {total} tasks")
+        self._refresh()
+
+    def cell_done(self, error: str | None) -> None:
+        """One evaluation task ended."""
+        self.cells_done += 1
+        if error:
+            self.line(f"evaluation failed: {error}")
+        self._refresh()
+
+    def line(self, text: str) -> None:
+        """A line of its own, above the live table."""
+        (self._live.console if self._live else self.console).print(text, highlight=False)
+
+    def eta_s(self) -> float | None:
+        """Seconds to go, from the rate so far; None before there is one."""
+        if self.phase == "evaluating":
+            if not self.cells_done or self._evaluate_started is None:
+                return None
+            rate = (time.time() - self._evaluate_started) / self.cells_done
+            return rate * (self.cells_total - self.cells_done)
+        known = [row["num_steps"] for row in self.rows.values() if row.get("num_steps")]
+        if not known or not self._steps_seen:
+            return None
+        open_rows = [r for r in self.rows.values() if r["status"] in ("waiting", "running")]
+        left = sum((row.get("num_steps") or known[0]) - row.get("step", 0) for row in open_rows)
+        training = left * (time.time() - self._started) / self._steps_seen
+        if self._evaluate_s is None:
+            return training
+        return training + self._evaluate_s * len(self.rows) / self._workers
+
+    def counts(self) -> str:
+        """`3 done, 2 running, 10 waiting`."""
+        order = ("done", "diverged", "failed", "stopped", "running", "waiting")
+        found = [row["status"] for row in self.rows.values()]
+        return ", ".join(f"{found.count(name)} {name}" for name in order if name in found)
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+        elif time.time() - self._last_line > QUIET_S:
+            self._last_line = time.time()
+            cells = f", {self.cells_done}/{self.cells_total} evaluated" if self.cells_total else ""
+            self.line(f"{self.phase}: {self.counts()}{cells}; {self._eta_text()}")
+
+    def _eta_text(self) -> str:
+        elapsed = duration(time.time() - self._started)
+        return f"{elapsed} so far, about {duration(self.eta_s())} to go"
+
+    def _table(self) -> Table:
+        cells = f" · evaluated {self.cells_done}/{self.cells_total}" if self.cells_total else ""
+        table = Table(
+            title=f"{self.phase}: {self.counts()}{cells}",
+            caption=self._eta_text(),
+            title_justify="left",
+            caption_justify="left",
+        )
+        for column, justify in (("trial", "left"), ("status", "left"), ("step", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        table.add_column("loss", justify="right")
+        table.add_column("prediction loss", justify="right")
+        shown = list(self.rows.values())
+        if len(shown) > 30:
+            shown = [r for r in shown if r["status"] not in ("waiting", "done")][:30]
+        for row in shown:
+            step = f"{row.get('step', 0)}/{row.get('num_steps') or '?'}" if "step" in row else ""
+            table.add_row(
+                row["name"], row["status"], step, _number(row, "loss"), _number(row, "pred_loss")
+            )
+        return table
+
+
+def _number(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.4f}" if isinstance(row.get(key), float) else ""

@@ -1,0 +1,165 @@
+"""Gathers what trials and cells left in the storage into the sweep's tables and final metrics."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.spec import Spec, Trial
+from pipeline.stages import stability
+from pipeline.storage import Storage, read_marker, read_rows
+from pipeline.tables import (
+    PER_TRIAL_KEYS,
+    SCHEMAS,
+    STAGE_SCHEMAS,
+    consolidate,
+    make_frame,
+    write_table,
+)
+
+Row = dict[str, Any]
+
+
+def keys_of(spec: Spec, trial: Trial) -> Row:
+    """The sweep's key columns of a trial."""
+    config = trial.config
+    return {
+        "trial_id": trial.trial_id,
+        "method": config.method,
+        "env": config.data.env,
+        "profile": spec.profile,
+        "point": trial.point,
+        "lam": config.loss.lam,
+        "seed": config.seed,
+    }
+
+
+def floor_keys(spec: Spec) -> Row:
+    """The key columns of floors: they belong to no trial."""
+    return dict.fromkeys(PER_TRIAL_KEYS) | {"env": spec.env, "profile": spec.profile}
+
+
+def write_tables(
+    spec: Spec,
+    storage: Storage,
+    cells: Mapping[str | None, list[Any]],
+    status_of: Callable[[Any], Row],
+    run_ids: Mapping[str, str],
+) -> dict[str, pl.DataFrame]:
+    """Writes every table of the sweep from the storage; equal tables are left untouched.
+
+    Args:
+        cells: per trial id (None: floors) its `pipeline.evaluate.Cell`s.
+        status_of: the marker of a cell.
+        run_ids: per trial id its MLflow run.
+
+    Returns:
+        All tables by name.
+    """
+    folder = storage.path(f"sweeps/{spec.folder}")
+    tables = {
+        "trials": _frame("trials", [_trial_row(spec, storage, t, run_ids) for t in spec.trials]),
+        "attempts": _frame("attempts", _attempt_rows(spec, storage)),
+        "curves": _frame("curves", _curve_rows(spec, storage)),
+    }
+    cell_rows: list[Row] = []
+    parts: dict[str, list[tuple[Row, Path]]] = {stage: [] for stage in STAGE_SCHEMAS}
+    by_id = {trial.trial_id: trial for trial in spec.trials}
+    for trial_id, owned in cells.items():
+        keys = floor_keys(spec) if trial_id is None else keys_of(spec, by_id[trial_id])
+        for cell in owned:
+            marker = status_of(cell)
+            cell_rows.append(
+                keys
+                | {
+                    "stage": cell.stage,
+                    "cell_id": cell.cell_id,
+                    "status": marker["status"],
+                    "error": marker["error"],
+                    "manifest_hash": cell.manifest_hash,
+                    "wall_s": marker["wall_s"],
+                }
+            )
+            if marker["status"] == "done":
+                joined = keys | (
+                    {"eval_point": cell.eval_point} if cell.stage == "planning" else {}
+                )
+                parts[cell.stage].append((joined, storage.path(cell.part)))
+    tables["cells"] = _frame("cells", cell_rows)
+    for stage, found in parts.items():
+        tables[stage] = consolidate(found, stage)
+    tables |= stability.run(tables)
+    for name, frame in tables.items():
+        write_table(folder, name, frame)
+    return tables
+
+
+def _frame(table: str, rows: list[Row]) -> pl.DataFrame:
+    return make_frame(rows, SCHEMAS[table])
+
+
+def _trial_row(spec: Spec, storage: Storage, trial: Trial, run_ids: Mapping[str, str]) -> Row:
+    marker = read_marker(storage, trial.trial_id) or {"status": "pending"}
+    known = {k: v for k, v in marker.items() if k in SCHEMAS["trials"]}
+    return {
+        **known,
+        **keys_of(spec, trial),
+        "config_json": trial.config.model_dump_json(),
+        "mlflow_run_id": run_ids.get(trial.trial_id),
+    }
+
+
+def _attempt_rows(spec: Spec, storage: Storage) -> list[Row]:
+    wanted = SCHEMAS["attempts"]
+    rows = []
+    for trial in spec.trials:
+        stored = storage.read_json(f"trials/{trial.trial_id}/attempts.json") or {"rows": []}
+        for row in stored["rows"]:
+            rows.append({k: v for k, v in row.items() if k in wanted} | keys_of(spec, trial))
+    return rows
+
+
+def _curve_rows(spec: Spec, storage: Storage) -> list[Row]:
+    wanted = SCHEMAS["curves"]
+    rows = []
+    for trial in spec.trials:
+        keys = keys_of(spec, trial)
+        for row in trial_curve(storage, trial.trial_id):
+            rows.append(keys | {k: v for k, v in row.items() if k in wanted})
+    return rows
+
+
+def trial_curve(storage: Storage, trial_id: str) -> list[Row]:
+    """The training curve of a trial, one row per step."""
+    return read_rows(storage.path(f"trials/{trial_id}/curve.jsonl"))
+
+
+def final_metrics(tables: Mapping[str, pl.DataFrame], trial_id: str) -> dict[str, float]:
+    """The `final/...` summary of a trial over all stages, flat, for MLflow."""
+    own = {
+        name: tables[name].filter(pl.col("trial_id") == trial_id)
+        for name in ("curves", "latents", "planning", "probing", "surprise")
+    }
+    finals: dict[str, float | None] = {}
+    for name in ("loss", "pred_loss", "sigreg_loss", "val_pred_loss", "mean_std"):
+        values = own["curves"].sort("step")[name].drop_nulls()
+        finals[name] = values[-1] if len(values) else None
+    for row in own["latents"].filter(pl.col("layer") == "projected").iter_rows(named=True):
+        for name in ("effective_rank", "mean_std", "epps_pulley", "straightness", "collapsed"):
+            finals[f"latents_{name}"] = row[name]
+    success = own["planning"].group_by("protocol", "eval_point").agg(pl.col("success").mean())
+    for row in success.iter_rows(named=True):
+        extra = f"_{row['eval_point']}".replace("=", "_") if row["eval_point"] else ""
+        finals[f"success_{row['protocol']}{extra}"] = row["success"]
+    probes = own["probing"].filter(pl.col("layer") == "projected")
+    for row in probes.group_by("target", "probe").agg(pl.col("r").mean()).iter_rows(named=True):
+        finals[f"r_{row['probe']}_{row['target']}"] = row["r"]
+    ratio = (
+        own["surprise"]
+        .group_by("event")
+        .agg((pl.col("surprise").mean() / pl.col("surprise_control").mean()).alias("ratio"))
+    )
+    for row in ratio.iter_rows(named=True):
+        finals[f"surprise_ratio_{row['event']}"] = row["ratio"]
+    return {f"final/{k}": float(v) for k, v in sorted(finals.items()) if v is not None}

@@ -1,0 +1,91 @@
+"""Health of the latent space on held-out frames, for the encoder's output and the embedding.
+
+Shapes: C clips, T time, N = C x T frames, D latent, M directions.
+"""
+
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lewm.config import LatentsConfig
+from lewm.loss import epps_pulley, unit_directions
+from pipeline.stages import LAYERS, LoadedTrial, clip_rows, draw_rows, embed_rows
+from pipeline.tables import STAGE_SCHEMAS, make_frame
+
+STREAM = 101
+NUM_DIRECTIONS = 256
+
+
+@torch.inference_mode()
+def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
+    """One row per layer, over clips of `history + 1` frames of held-out episodes.
+
+    The clips are a fixed draw, the same for every training seed. `collapsed` is judged on the
+    projected embedding and null elsewhere.
+
+    Args:
+        config: fields of `LatentsConfig`.
+    """
+    settings = LatentsConfig(**config)
+    num_frames = trial.config.model.history + 1
+    span = (num_frames - 1) * trial.config.data.action_block + 1
+    starts = draw_rows(trial, "held_out", span, settings.num_clips, STREAM)
+    codes = embed_rows(trial, clip_rows(trial, starts, num_frames))
+    rows = []
+    for layer in LAYERS:
+        row: dict[str, Any] = {"layer": layer, **measure(codes[layer].double())}
+        if layer == "projected":
+            row["collapsed"] = is_collapsed(row["mean_std"], row["epps_pulley"], settings)
+        rows.append(row)
+    return make_frame(rows, STAGE_SCHEMAS["latents"])
+
+
+def measure(z_CTD: Tensor) -> dict[str, float]:
+    """Figures of one layer.
+
+    Returns:
+        effective_rank: exp of the entropy of the normalised eigenvalues of the covariance, 1..D
+            (0 for a point). Scale-free: it does not see collapse.
+        mean_std, min_std: over dimensions, of the standard deviation over frames.
+        epps_pulley: per-sample Epps-Pulley distance to N(0, 1) (`lewm.loss`, without its factor B),
+            averaged over fixed random directions; 0 for N(0, I).
+        isotropy: (sum of eigenvalues)^2 / (D x sum of their squares), 1 / D..1 (0 for a point).
+        straightness: mean cosine between consecutive velocities z_{t+1} - z_t (paper App. H),
+            -1..1; 0 where a velocity vanishes, and NaN for clips of under 3 frames.
+    """
+    z_ND = z_CTD.flatten(0, 1)
+    std_D = z_ND.std(dim=0)
+    eigenvalues_D = torch.linalg.eigvalsh(torch.cov(z_ND.T).reshape(len(std_D), -1)).clamp(min=0)
+    total = eigenvalues_D.sum()
+    shares_D = eigenvalues_D / total if total > 0 else torch.zeros_like(eigenvalues_D)
+    directions_DM = unit_directions(len(std_D), NUM_DIRECTIONS, torch.Generator().manual_seed(STREAM))
+    distance = epps_pulley((z_ND @ directions_DM.to(z_ND.dtype)).T).mean() / len(z_ND)
+    velocity = z_CTD.diff(dim=1)
+    cosines = F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1)
+    entropy = -torch.xlogy(shares_D, shares_D).sum()
+    figures = {
+        "effective_rank": entropy.exp() * (total > 0),
+        "mean_std": std_D.mean(),
+        "min_std": std_D.min(),
+        "epps_pulley": distance,
+        "isotropy": 1 / (len(std_D) * shares_D.square().sum()) if total > 0 else total,
+        "straightness": cosines.mean(),
+    }
+    return {name: float(value) for name, value in figures.items()}
+
+
+def is_collapsed(mean_std: float, distance: float, settings: LatentsConfig) -> bool:
+    """The rule for a collapsed projected embedding (facts: effective rank alone does not see it).
+
+    Collapsed when the mean per-dimension standard deviation is below `latents.collapse_std`, or the
+    per-sample Epps-Pulley distance to N(0, 1) is above `latents.collapse_epps_pulley` times that of
+    a point mass at 0 (0.41). Embeddings that are not finite count as collapsed.
+    """
+    worst = float(epps_pulley(torch.zeros(1, dtype=torch.float64)))
+    healthy = (
+        mean_std >= settings.collapse_std and distance <= settings.collapse_epps_pulley * worst
+    )
+    return not healthy

@@ -1,0 +1,88 @@
+"""Closed-loop planning success, one row per episode, and its floors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from lewm.config import PlanningConfig
+from lewm.control import Agent, Outcomes, run_planner, run_recorded
+from lewm.planners import make_planner
+from lewm.protocol import Manifest
+from pipeline.stages import LoadedTrial
+from pipeline.tables import STAGE_SCHEMAS, make_frame
+
+FLOORS = ("random", "zero", "oracle")
+"""Planners that need no model; they belong to no trial."""
+
+NOT_IN_CELL = ("protocols", "eval_seeds", "num_pairs")
+"""Fields of `PlanningConfig` that span cells: a cell has `protocol` and `eval_seed`, and its manifest."""
+
+
+def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
+    """Every pair of one manifest planned with one planner.
+
+    Args:
+        config: `protocol`, `eval_seed`, and the fields of `PlanningConfig` but `NOT_IN_CELL`.
+
+    Raises:
+        ValueError: no manifest for the protocol and eval seed, or an unknown planner.
+    """
+    settings = _settings(config)
+    key = (config["protocol"], config["eval_seed"])
+    if key not in trial.manifests:
+        raise ValueError(f"no manifest for protocol {key[0]!r} and eval seed {key[1]}")
+    outcomes = run_planner(
+        trial.manifests[key],
+        make_planner(settings),
+        settings,
+        trial.config.model.image_size,
+        trial.config.data.action_block,
+        Agent(trial.method, trial.normaliser, trial.device),
+    )
+    columns = ("planner", "num_samples", "num_iterations", "num_elites", "horizon", "history")
+    fixed = {name: getattr(settings, name) for name in columns}
+    return _frame(trial.manifests[key], fixed, outcomes)
+
+
+def run_floor(planner: str, manifest: Manifest, action_block: int = 5) -> pl.DataFrame:
+    """What `random`, `zero` or `oracle` (the recorded actions) reach on the same pairs, without a model.
+
+    Planner settings are null in its rows: they mean nothing here.
+
+    Raises:
+        ValueError: not a floor.
+    """
+    if planner not in FLOORS:
+        raise ValueError(f"floor must be one of {', '.join(FLOORS)}, got {planner!r}")
+    if planner == "oracle":
+        return _frame(manifest, {"planner": planner}, run_recorded(manifest))
+    settings = PlanningConfig(planner=planner)
+    outcomes = run_planner(manifest, make_planner(settings), settings, 64, action_block)
+    return _frame(manifest, {"planner": planner}, outcomes)
+
+
+def _settings(config: Mapping[str, Any]) -> PlanningConfig:
+    known = set(PlanningConfig.model_fields) - set(NOT_IN_CELL)
+    return PlanningConfig(**{name: config[name] for name in known if name in config})
+
+
+def _frame(manifest: Manifest, fixed: Mapping[str, Any], outcomes: Outcomes) -> pl.DataFrame:
+    rows = [
+        {
+            **fixed,
+            "protocol": manifest.protocol.name,
+            "eval_seed": manifest.eval_seed,
+            "manifest_hash": manifest.hash,
+            "pair_id": pair.pair_id,
+            "episode_id": pair.episode_id,
+            "start_row": pair.start_row,
+            "initial_success": pair.initial_success,
+            "success": bool(outcomes.success[i]),
+            "steps_to_success": int(outcomes.steps_to_success[i]) if outcomes.success[i] else None,
+            "final_distance": float(outcomes.final_distance[i]),
+            "plan_s": float(outcomes.plan_s[i]),
+        }
+        for i, pair in enumerate(manifest.pairs)
+    ]
+    return make_frame(rows, STAGE_SCHEMAS["planning"])

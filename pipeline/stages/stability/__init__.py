@@ -1,0 +1,40 @@
+"""The sweep's judgement: from per-trial tables to `stability`, `comparison`, `profiles`, `summary`.
+
+Runs once per sweep over all its tables, needs no model and no machine. `measure` reduces every run to
+one number per metric and describes the spread over seeds, `compare` sets points against the best point,
+the floors and the control, `summarise` draws the conclusions and puts them into words.
+"""
+
+from collections.abc import Mapping
+
+import polars as pl
+
+from pipeline.stages.stability.compare import compare
+from pipeline.stages.stability.measure import measure, run_values, success_profiles
+from pipeline.stages.stability.summarise import summarise
+from pipeline.tables import SCHEMAS, sort_rows
+
+INPUTS = ("trials", "cells", "curves", "latents", "planning", "probing", "surprise")
+OUTPUTS = ("stability", "comparison", "profiles", "summary")
+
+
+def run(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    """Every table of `OUTPUTS`, in canonical order, from the tables of `INPUTS`.
+
+    Args:
+        tables: by name; a missing one counts as empty, others are ignored.
+
+    Returns:
+        Frames with the schemas of `pipeline.tables`. Where a number cannot be told (one seed, no
+        spread, nothing finished) it is null and the text says so.
+    """
+    given = {name: tables.get(name, pl.DataFrame(schema=dict(SCHEMAS[name]))) for name in INPUTS}
+    values = run_values(given)
+    stability = measure(given, values)
+    comparison = compare(given, stability)
+    return {
+        "stability": sort_rows(stability),
+        "comparison": sort_rows(comparison),
+        "profiles": sort_rows(success_profiles(values)),
+        "summary": sort_rows(summarise(given, values, stability, comparison)),
+    }

@@ -1,0 +1,190 @@
+"""Points against the best point and the floors on the same pairs, surprise against its control."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from pipeline import stats
+from pipeline.stages.stability.measure import GROUP, POINT
+from pipeline.tables import SCHEMAS, make_frame
+
+MARGIN = 0.1
+"""Success rates closer than this count as practically equal (plateau, equivalence)."""
+
+Matrix = npt.NDArray[np.float64]
+Row = dict[str, Any]
+
+
+def best_points(stability: pl.DataFrame) -> dict[tuple[Any, ...], Row]:
+    """Per planning setting (`GROUP`) the stability row of the best point over all runs.
+
+    Highest mean success; of equals the one with the smaller spread, then the smaller λ.
+    """
+    rows = stability.filter(
+        (pl.col("metric") == "success") & (pl.col("runs") == "all") & pl.col("method").is_not_null()
+    )
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in rows.sort("lam", "point").iter_rows(named=True):
+        key = tuple(row[name] for name in GROUP)
+        if key not in best or _score(row) > _score(best[key]):
+            best[key] = row
+    return best
+
+
+def _score(row: Row) -> tuple[float, float]:
+    spread = row["std"]
+    return round(row["mean"], 12), -(spread if spread is not None else 1.0)
+
+
+def compare(tables: Mapping[str, pl.DataFrame], stability: pl.DataFrame) -> pl.DataFrame:
+    """The `comparison` table; p-values adjusted (Holm) over the points of one question."""
+    rows = _against_best_and_floors(tables, best_points(stability)) + _against_control(
+        tables["surprise"]
+    )
+    return make_frame(_adjusted(rows), SCHEMAS["comparison"])
+
+
+def _against_best_and_floors(
+    tables: Mapping[str, pl.DataFrame], best: Mapping[tuple[Any, ...], Row]
+) -> list[Row]:
+    planning = tables["planning"]
+    diverged = tables["trials"].filter(pl.col("status") == "diverged")
+    rows: list[Row] = []
+    for key, row in best.items():
+        group = dict(zip(GROUP, key, strict=True))
+        runs = planning.filter(
+            pl.col("trial_id").is_not_null(),
+            *[pl.col(name).eq_missing(pl.lit(value)) for name, value in group.items()],
+        )
+        pairs, matrices, lams = _matrices(runs, diverged, group)
+        means = {point: {s: float(v.mean()) for s, v in m.items()} for point, m in matrices.items()}
+        floors = _floor_vectors(planning, group, pairs)
+        for point, seeds in matrices.items():
+            base = {**group, "point": point, "lam": lams[point], "metric": "success"}
+            scores = list(means[point].values())
+            if point != row["point"]:
+                other = matrices.get(row["point"], {})
+                improvement = stats.probability_of_improvement(
+                    scores, list(means.get(row["point"], {0: row["mean"]}).values())
+                )
+                base_best = {**base, "other": row["point"], "other_kind": "point"}
+                common = sorted(set(seeds) & set(other))
+                differences = [seeds[seed] - other[seed] for seed in common]
+                rows.append({**base_best, "p_improvement": improvement, **_paired(differences)})
+            for floor, vector in floors.items():
+                improvement = stats.probability_of_improvement(scores, [float(vector.mean())])
+                differences = [seeds[seed] - vector for seed in sorted(seeds)]
+                base_floor = {**base, "other": floor, "other_kind": "floor"}
+                rows.append({**base_floor, "p_improvement": improvement, **_paired(differences)})
+    return rows
+
+
+def _matrices(
+    runs: pl.DataFrame, diverged: pl.DataFrame, group: Row
+) -> tuple[list[tuple[int, int]], dict[str, dict[int, Matrix]], dict[str, float | None]]:
+    """Success per point, seed and common pair; diverged runs are all zero."""
+    found: dict[tuple[str, int], dict[tuple[int, int], float]] = {}
+    lams: dict[str, float | None] = {}
+    lost = set(diverged["trial_id"].to_list())
+    columns = ("trial_id", "point", "lam", "seed", "eval_seed", "pair_id", "success")
+    for trial_id, point, lam, seed, eval_seed, pair_id, success in runs.select(columns).iter_rows():
+        lams[point] = lam
+        if trial_id not in lost:
+            found.setdefault((point, seed), {})[eval_seed, pair_id] = float(success)
+    pairs = sorted(set.intersection(*(set(run) for run in found.values()))) if found else []
+    matrices: dict[str, dict[int, Matrix]] = {}
+    for (point, seed), run in found.items():
+        matrices.setdefault(point, {})[seed] = np.array([run[pair] for pair in pairs])
+    same = [pl.col(name).eq_missing(pl.lit(group[name])) for name in ("method", "env", "profile")]
+    for row in diverged.filter(*same).iter_rows(named=True):
+        lams[row["point"]] = row["lam"]
+        matrices.setdefault(row["point"], {})[row["seed"]] = np.zeros(len(pairs))
+    return pairs, matrices if pairs else {}, lams
+
+
+def _floor_vectors(
+    planning: pl.DataFrame, group: Row, pairs: Sequence[tuple[int, int]]
+) -> dict[str, Matrix]:
+    """Success of `random` and `zero` on exactly these pairs, where they have all of them."""
+    same = [pl.col(name).eq_missing(pl.lit(group[name])) for name in ("env", "profile", "protocol")]
+    vectors = {}
+    for floor in ("random", "zero"):
+        rows = planning.filter(pl.col("trial_id").is_null(), pl.col("planner") == floor, *same)
+        found = {
+            (e, p): float(s) for e, p, s in rows["eval_seed", "pair_id", "success"].iter_rows()
+        }
+        if pairs and all(pair in found for pair in pairs):
+            vectors[floor] = np.array([found[pair] for pair in pairs])
+    return vectors
+
+
+def _paired(differences: Sequence[Matrix]) -> Row:
+    if not differences:
+        return {"paired": False, "n": 0}
+    return {
+        "paired": True,
+        "margin": MARGIN,
+        **_fields(stats.paired_two_way(np.array(differences), MARGIN)),
+    }
+
+
+def _fields(result: stats.Comparison) -> Row:
+    interval = result.interval
+    return {
+        "diff": result.diff,
+        "ci_low": interval.low if interval else None,
+        "ci_high": interval.high if interval else None,
+        "p_value": result.p_value,
+        "p_equivalence": result.p_equivalence,
+        "n": result.n,
+    }
+
+
+def _against_control(surprise: pl.DataFrame) -> list[Row]:
+    """Paired t over clips of the seed-averaged difference (the publication's test, App. F.3).
+
+    The clips are the same for every seed, so each clip counts once: n is their number.
+    """
+    rows = []
+    combination = [*POINT, "event"]
+    for key, group in surprise.group_by(combination, maintain_order=True):
+        num_seeds = group["seed"].n_unique()
+        clips = (
+            group.with_columns(difference=pl.col("surprise") - pl.col("surprise_control"))
+            .filter(pl.col("difference").is_finite())
+            .group_by("episode_id", "start_row")
+            .agg(pl.col("difference").mean(), pl.col("seed").n_unique().alias("seeds"))
+            .filter(pl.col("seeds") == num_seeds)
+            .sort("episode_id", "start_row")["difference"]
+            .to_numpy()
+        )
+        if not len(clips):
+            continue
+        rows.append(
+            {
+                **dict(zip(combination, key, strict=True)),
+                "metric": "surprise_difference",
+                "other": "unperturbed clip",
+                "other_kind": "control",
+                "paired": True,
+                "p_improvement": float((np.sign(clips) + 1).mean() / 2),
+                **_fields(stats.paired_t(clips)),
+            }
+        )
+    return rows
+
+
+def _adjusted(rows: list[Row]) -> list[Row]:
+    """The rows with Holm-adjusted p-values, a family being one question asked of several points."""
+    families: dict[tuple[Any, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        if row.get("p_value") is not None:
+            kind = [row.get(name) for name in (*GROUP, "metric", "event", "other", "other_kind")]
+            families.setdefault(tuple(kind), []).append(index)
+    for members in families.values():
+        for index, p_value in zip(members, stats.holm([rows[i]["p_value"] for i in members])):
+            rows[index]["p_adjusted"] = p_value
+    return rows

@@ -1,0 +1,232 @@
+"""Sentences: every number in them is one of the sweep's tables, every doubt is said."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+
+from pipeline import stats
+
+Row = dict[str, Any]
+LAM_KEY = "loss.lam="
+
+
+def label(point: str | None, lam: float | None) -> str:
+    """A point for readers: `λ = 0.1`, further swept parameters behind it."""
+    rest = apart_from_lam(point or "")
+    parts = [f"λ = {lam:g}"] if lam is not None and LAM_KEY in (point or LAM_KEY) else []
+    return ", ".join(parts + ([rest] if rest else [])) or "the only point"
+
+
+def apart_from_lam(point: str) -> str:
+    """The canonical point string without λ."""
+    return " ".join(part for part in point.split(" ") if not part.startswith(LAM_KEY))
+
+
+def percent(value: float) -> str:
+    """A fraction as whole percent."""
+    return f"{100 * value:.0f} %"
+
+
+def span(row: Row) -> str:
+    """A rate's interval as percent."""
+    return f"{100 * row['ci_low']:.0f}–{100 * row['ci_high']:.0f} %"
+
+
+def count(n: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    items = list(parts)
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def number(value: float) -> str:
+    """Three significant digits, no exponent for ordinary sizes."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def p_text(p_value: float) -> str:
+    """A p-value; below 0.001 only the bound's order."""
+    return f"p = {p_value:.2g}" if p_value >= 1e-3 else "p < 0.001"
+
+
+def plateau_text(found: stats.Plateau, margin: float) -> str:
+    """The plateau in words, open ends named."""
+    inside = f"within {100 * margin:.0f} points of the best"
+    if found.num_points == 1:
+        return f"only λ = {found.low:g} is {inside}: the plateau is narrower than the grid"
+    text = f"success stays {inside} at the {found.num_points} tested λ from {found.low:g} to {found.high:g}"
+    open_ends = [
+        f"{which} tested"
+        for which, reached in (
+            ("smallest", found.reaches_low_end),
+            ("largest", found.reaches_high_end),
+        )
+        if reached
+    ]
+    if open_ends:
+        text += f" ({listed(open_ends)}: it may reach further)"
+    return text
+
+
+def verdict(place: Row, main: Mapping[str, Row], completeness: Mapping[str, Row]) -> list[Row]:
+    """The report's two sentences: which λ and how stable; how sure."""
+    trials, cells = completeness["trials_missing"], completeness["cells_missing"]
+    missing = trials if trials["value"] or not cells["value"] else cells
+    if not main:
+        first = "There is no verdict yet: no trial has planning results."
+        second = f"{_sentence(missing['text'])}."
+        n = 0
+    else:
+        first, second = _which(place, main), _how_sure(main, missing)
+        n = main["best_success"]["n"]
+    return [
+        {**place, "quantity": "verdict", "text": first, "n": n},
+        {**place, "quantity": "certainty", "text": second, "n": n},
+    ]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _which(place: Row, main: Mapping[str, Row]) -> str:
+    best, name = main["best_success"], main["best_point"]["text"]
+    random, clear = main.get("floor_random"), main["clears_random"]["value"]
+    protocol = f"under the {place['protocol']} protocol"
+    against = f"against {percent(random['value'])} for random actions" if random else ""
+    if clear == 0.0:
+        return (
+            f"No point plans clearly better than random actions {protocol}: "
+            f"the best, {name}, reaches {percent(best['value'])} {against}."
+        )
+    interval = "no interval"
+    if best["ci_low"] is not None:
+        interval = f"{span(best)}, {best['ci_method']}, n = {best['n']}"
+    elif best["n"] == 1:
+        interval = "one seed, so no interval"
+    text = f"{_sentence(name)} plans best {protocol}: {percent(best['value'])} success ({interval})"
+    if against:
+        text += f", {against}"
+    return f"{text}; {main['plateau_low']['text']}."
+
+
+def _how_sure(main: Mapping[str, Row], missing: Row) -> str:
+    seeds, name = main["best_success"]["n"], main["best_point"]["text"]
+    if main["best_point"]["n"] < 2:
+        text = "Only one point was tried, so nothing is said about other λ"
+    elif main["p_best"]["value"] is None:
+        text = "With a single seed at some point, how sure this is cannot be told: add seeds"
+    else:
+        share = percent(main["p_best"]["value"])
+        few = ", which few seeds make look surer than it is" if main["p_best"]["n"] < 5 else ""
+        text = f"When the seeds are resampled, {name} stays best in {share} of draws{few}"
+    lost = [
+        f"{main[quantity]['value']:.0f} {word}"
+        for quantity, word in (("num_collapsed", "collapsed"), ("num_diverged", "diverged"))
+        if main[quantity]["value"]
+    ]
+    fate = f"of its runs {listed(lost)}" if lost else "none of its runs collapsed or diverged"
+    if seeds > 1:
+        text += f"; its worst of {seeds} seeds reaches {percent(main['worst_seed']['value'])} and {fate}"
+    else:
+        text += f"; {fate}"
+    return f"{text}; {missing['text']}." if missing["value"] else f"{text}."
+
+
+def figures(
+    group: Row,
+    place: Row,
+    main: Mapping[str, Row],
+    tables: Mapping[str, pl.DataFrame],
+    stability: pl.DataFrame,
+    comparison: pl.DataFrame,
+) -> list[Row]:
+    """One sentence per figure, its title; where there is nothing to find, no row."""
+    same = [pl.col(name) == value for name, value in group.items()]
+    every = stability.filter(*same, pl.col("runs") == "all")
+    best = main.get("best_point", {})
+    texts = {
+        "finding_latents": _latents(
+            tables["trials"].filter(*same), tables["latents"].filter(*same)
+        ),
+        "finding_curves": _curves(every),
+        "finding_probing": _probing(every, best),
+        "finding_surprise": _surprise(every, comparison.filter(*same), best),
+    }
+    rows = [{**group, "quantity": name, "text": text} for name, text in texts.items() if text]
+    if main:
+        success = {
+            **place,
+            "quantity": "finding_success",
+            "text": _sentence(main["plateau_low"]["text"]),
+        }
+        rows.append(success)
+    return rows
+
+
+def _latents(trials: pl.DataFrame, latents: pl.DataFrame) -> str:
+    judged = latents.filter(pl.col("collapsed").is_not_null())
+    if judged.is_empty():
+        return ""
+    counted = (
+        judged.group_by("point", "lam")
+        .agg(pl.col("collapsed").sum().alias("bad"), pl.len().alias("runs"))
+        .sort("lam", "point")
+    )
+    bad = counted.filter(pl.col("bad") > 0)
+    if bad.is_empty():
+        return f"No latent space collapsed ({count(judged.height, 'run')} judged)"
+    parts = [
+        f"{label(row['point'], row['lam'])} ({row['bad']} of {count(row['runs'], 'seed')})"
+        for row in bad.iter_rows(named=True)
+    ]
+    rest = " and nowhere else" if bad.height < counted.height else ""
+    return f"The latent space collapses at {listed(parts)}{rest}"
+
+
+def _curves(every: pl.DataFrame) -> str:
+    losses = every.filter((pl.col("metric") == "val_pred_loss") & pl.col("mean").is_not_null())
+    if losses.height < 2:
+        return ""
+    lowest = losses.sort("mean", "lam").row(0, named=True)
+    name, mean = label(lowest["point"], lowest["lam"]), number(lowest["mean"])
+    text = f"The lowest validation loss, {mean}, belongs to {name}"
+    if lowest["num_collapsed"]:
+        text += ", which collapsed: loss alone does not choose λ"
+    return text
+
+
+def _probing(every: pl.DataFrame, best: Row) -> str:
+    rows = every.filter(
+        (pl.col("metric") == "probe_r")
+        & (pl.col("probe") == "linear")
+        & pl.col("point").eq_missing(pl.lit(best.get("point"))),
+    )
+    if rows.is_empty() or not best:
+        return ""
+    per_layer = rows.group_by("layer").agg(pl.col("mean").min()).sort("mean", "layer")
+    layer, low = per_layer.row(per_layer.height - 1)
+    return (
+        f"At {best['text']} a linear probe of the {layer} reads every quantity with r of "
+        f"at least {low:.2f} (mean over seeds)"
+    )
+
+
+def _surprise(every: pl.DataFrame, comparison: pl.DataFrame, best: Row) -> str:
+    here = pl.col("point").eq_missing(pl.lit(best.get("point")))
+    ratios = every.filter((pl.col("metric") == "surprise_ratio") & here).sort("event")
+    tests = comparison.filter((pl.col("other_kind") == "control") & here)
+    if ratios.is_empty() or not best:
+        return ""
+    p_values = dict(tests.select("event", "p_adjusted").iter_rows())
+    parts = []
+    for row in ratios.sort("mean", descending=True).iter_rows(named=True):
+        p_value = p_values.get(row["event"])
+        tested = f" ({p_text(p_value)})" if p_value is not None else ""
+        parts.append(f"{row['event']} surprises {row['mean']:.1f} × as much as no event{tested}")
+    return f"At {best['text']} {listed(parts)}"

@@ -1,0 +1,101 @@
+"""Violation of expectation: is the model surprised by what cannot happen? (paper App. F.3)
+
+Shapes: C clips, T time, D latent, A action block.
+"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from lewm.config import SurpriseConfig
+from lewm.envs import Env, make_env
+from pipeline.stages import Array, LoadedTrial, clip_rows, draw_rows, embed_frames
+from pipeline.tables import STAGE_SCHEMAS, make_frame
+
+STREAM = 303
+BATCH = 64
+"""Clips predicted at a time; the last batch is padded to it."""
+
+
+@torch.inference_mode()
+def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
+    """One row per clip of a held-out episode and event of the environment's `violations`.
+
+    Clips are re-rendered from their stored states. At frame `event_frame` the event strikes;
+    `surprise` is the mean squared error between the embedding predicted there, teacher forced from
+    the unperturbed frames before, and that of the perturbed frame; `surprise_control` is the same
+    for the unperturbed frame. `event_step` counts environment steps from the clip's start.
+
+    Args:
+        config: fields of `SurpriseConfig`.
+    """
+    settings = SurpriseConfig(**config)
+    event, block = settings.event_frame, trial.config.data.action_block
+    env = make_env(trial.config.data.env, image_size=trial.config.model.image_size)
+    starts = draw_rows(trial, "held_out", event * block + 1, settings.num_clips, STREAM)
+    num_past = min(trial.config.model.history, event)
+    rows = clip_rows(trial, starts, event + 1)[:, event - num_past :]
+    states = _states(env, trial, rows)
+    usual = np.stack([[env.render_state(state) for state in clip] for clip in states])
+    codes = embed_frames(trial, usual)["projected"]
+    predicted = _predict(trial, codes[:, :-1], _actions(trial, rows[:, :-1]))
+    control = (predicted - codes[:, -1]).double().square().mean(-1)
+    episode_ids = np.searchsorted(trial.episodes.ep_offset, starts, side="right") - 1
+    table = []
+    for number, (name, (kind, _)) in enumerate(sorted(env.violations().items())):
+        observed = embed_frames(trial, _violate(env, name, number, starts, states))["projected"]
+        surprise = (predicted - observed).double().square().mean(-1)
+        for index, start in enumerate(starts.tolist()):
+            table.append(
+                {
+                    "episode_id": int(episode_ids[index]),
+                    "start_row": start,
+                    "event": name,
+                    "kind": kind,
+                    "event_step": event * block,
+                    "surprise": float(surprise[index]),
+                    "surprise_control": float(control[index]),
+                }
+            )
+    return make_frame(table, STAGE_SCHEMAS["surprise"])
+
+
+def _states(env: Env, trial: LoadedTrial, rows: Array) -> list[list[Array]]:
+    """States of the clips' frames, (C, T) nested lists."""
+    file = trial.episodes
+    columns = {n: file.read(n, rows.reshape(-1)) for n in file.columns if n != "pixels"}
+    flat = [env.state_from_columns(columns, row) for row in range(rows.size)]
+    width = rows.shape[1]
+    return [flat[begin : begin + width] for begin in range(0, len(flat), width)]
+
+
+def _violate(env: Env, name: str, number: int, starts: Array, states: list[list[Array]]) -> Array:
+    """(C, H, W, 3) frames with the event; each clip's draw depends on its start row only."""
+    apply = env.violations()[name][1]
+    frames = []
+    for start, clip in zip(starts.tolist(), states, strict=True):
+        rng = np.random.default_rng(np.random.SeedSequence((STREAM, number, start)))
+        state, options = apply(clip[-1], rng)
+        frames.append(env.render_state(state, **options))
+    return np.stack(frames)
+
+
+def _actions(trial: LoadedTrial, rows: Array) -> Tensor:
+    """(C, T, A) z-scored action blocks leaving the frames."""
+    block = trial.config.data.action_block
+    steps = trial.episodes.read("action", (rows[:, :, None] + np.arange(block)).reshape(-1))
+    return torch.from_numpy(trial.normaliser.apply(steps)).reshape(*rows.shape, -1)
+
+
+def _predict(trial: LoadedTrial, z_CTD: Tensor, actions_CTA: Tensor) -> Tensor:
+    """(C, D) embeddings predicted for the frame after the last one."""
+    out = []
+    for begin in range(0, len(z_CTD), BATCH):
+        z, actions = (x[begin : begin + BATCH] for x in (z_CTD, actions_CTA))
+        missing = (0, 0, 0, 0, 0, BATCH - len(z))
+        padded = [torch.nn.functional.pad(x, missing).to(trial.device) for x in (z, actions)]
+        out.append(trial.method.predict(*padded)[: len(z), -1].float().cpu())
+    return torch.cat(out)

@@ -1,0 +1,142 @@
+"""The main job: trains, evaluates and reports a sweep; the same command again does only what is missing.
+
+python -m pipeline.sweep lambda                          the λ sweep, quick profile, on this machine
+python -m pipeline.sweep lambda --dry-run                what that means: points, trials, estimate
+python -m pipeline.sweep lambda --seeds 0-4              two seeds more; only the new trials train
+python -m pipeline.sweep lambda --grid loss.lam=0.05     a point more
+python -m pipeline.sweep lambda --set optim.lr=5e-4      another sweep, beside the first
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lewm.config import Config
+from pipeline import driver
+from pipeline import spec as specs
+from pipeline.progress import duration
+from pipeline.spec import Request, Spec
+from pipeline.storage import Storage, read_marker
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.sweep",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="Shipped sweeps and profiles are TOML files in sweeps/. Exit codes: 0 complete, 1 some "
+        "trials failed, 2 bad input, 3 already running, 130/143 interrupted.",
+    )
+    add = parser.add_argument
+    add("sweep", help="a shipped sweep's name, or a .toml file")
+    add("--profile", default="quick", help="quick (a laptop), small (one GPU), paper (published)")
+    add("--env", help="environment, instead of the sweep's")
+    add("--seeds", help="training seeds: 0,1,2 or 0-4")
+    add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="replaces or adds an axis")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
+    add("--dataset", help="a dataset file in the published layout, instead of collecting one")
+    add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
+    add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
+    add("--retry", choices=["failed"], help="train failed trials again")
+    add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
+    return parser.parse_args(argv)
+
+
+def make_request(args: argparse.Namespace) -> Request:
+    """The request of a command line."""
+    return Request(
+        sweep=args.sweep,
+        profile=args.profile,
+        env=args.env,
+        seeds=specs.parse_seeds(args.seeds) if args.seeds else None,
+        grid=dict(specs.parse_axis(text) for text in args.grid),
+        overrides=dict(specs.parse_assignment(text) for text in args.set),
+        dataset=str(Path(args.dataset).absolute()) if args.dataset else None,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse(argv)
+    command = " ".join(["python -m pipeline.sweep", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        request = make_request(args)
+        fingerprint = None
+        if request.dataset is not None:
+            from lewm.data.episodes import fingerprint as fingerprint_of
+
+            fingerprint = fingerprint_of(Path(request.dataset))
+        spec = specs.resolve(request, fingerprint)
+        storage = Storage(args.storage)
+        if args.dry_run:
+            print_plan(spec, storage)
+            return driver.COMPLETE
+        storage.check_writable()
+        options = driver.Options(command, args.address, args.retry == "failed")
+        return driver.run(spec, storage, options)
+    except ValueError as error:
+        if os.environ.get("LEWM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return driver.BAD_INPUT
+
+
+def print_plan(spec: Spec, storage: Storage) -> None:
+    """The dry run: what would be trained, what is there already, how long it would take."""
+    done = {
+        t.trial_id
+        for t in spec.trials
+        if (read_marker(storage, t.trial_id) or {}).get("status") == "done"
+    }
+    print(f"sweep     {spec.folder}  ({spec.profile} profile, {spec.env})")
+    print(f"question  {spec.question}")
+    print(f"points    {len(spec.points)} x seeds {spec.seeds} = {len(spec.trials)} trials, "
+          f"{len(done)} done in {storage.root}")  # fmt: skip
+    for point in spec.points:
+        trials = [t for t in spec.trials if t.point == point]
+        marks = "  ".join(
+            f"seed {t.config.seed}: {t.trial_id}{' done' if t.trial_id in done else ''}"
+            for t in trials
+        )
+        print(f"  {point or '(one point)':24s} {marks}")
+    variants = [point or "one setting" for point, _ in spec.variants]
+    print(f"stages    {', '.join(spec.stages)}  (evaluation: {'; '.join(variants)})")
+    print(f"protocols {', '.join(spec.protocols)}")
+    print(f"estimate  {estimate(spec, len(spec.trials) - len(done))}")
+
+
+def estimate(spec: Spec, num_missing: int) -> str:
+    """How long the missing trials would take on this machine, as far as the profile knows."""
+    if not spec.estimate:
+        return "none measured for this profile"
+    if num_missing == 0:
+        return "nothing to train"
+    config = spec.trials[0].config
+    steps = config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
+    per_trial = steps * spec.estimate["seconds_per_step"] + spec.estimate["evaluate_s"]
+    if spec.estimate["unit"] == "gpu":
+        return (
+            f"about {duration(per_trial)} per trial on one GPU ({steps:,} steps), "
+            f"{per_trial * num_missing / 3600:.1f} GPU-hours in all"
+        )
+    workers = max((os.cpu_count() or 1) // config.optim.num_threads, 1)
+    rounds = -(-num_missing // workers)
+    return (
+        f"about {duration(per_trial)} per trial ({steps:,} steps), {workers} at once here: "
+        f"about {duration(rounds * per_trial)} in all"
+    )
+
+
+def _epoch_steps(config: Config) -> int:
+    """Steps of an epoch if every episode has its full length; an upper bound."""
+    data = config.data
+    span = data.action_block * (config.model.history + 1)
+    clips = data.num_episodes * (1 - data.holdout_frac) * max(data.max_steps - span + 1, 1)
+    return max(int(clips) // config.optim.batch_size, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Atomic writes and leases."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline.storage import Heartbeat, Lease, Storage, is_stale, read_rows
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return Storage(tmp_path)
+
+
+def test_json_round_trip_and_torn_files(storage):
+    storage.write_json("a/b.json", {"x": 1})
+    assert storage.read_json("a/b.json") == {"x": 1}
+    storage.path("a/b.json").write_text('{"x": ')
+    assert storage.read_json("a/b.json") is None
+    assert storage.read_json("a/none.json") is None
+
+
+def test_equal_content_is_not_written_again(storage):
+    storage.write_json("a.json", {"x": 1})
+    before = storage.path("a.json").stat().st_mtime_ns
+    storage.write_json("a.json", {"x": 1})
+    assert storage.path("a.json").stat().st_mtime_ns == before
+
+
+def test_a_key_cannot_leave_the_storage(storage):
+    with pytest.raises(ValueError, match="escapes"):
+        storage.path("../outside")
+
+
+def test_other_schemes_are_refused():
+    with pytest.raises(ValueError, match="s3://bucket"):
+        Storage("s3://bucket")
+
+
+def test_a_live_owner_keeps_the_lease_and_a_dead_one_loses_it(storage):
+    first, second = Lease(storage, "o.json"), Lease(storage, "o.json")
+    assert first.acquire() is None
+    assert second.acquire()["pid"] == os.getpid()
+    first.release()
+    assert second.acquire() is None
+    child = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pipeline.storage import *\n"
+            "s = Storage(sys.argv[1]); Lease(s, 'p.json').acquire()",
+            str(storage.root),
+        ],
+        check=True,
+    )
+    assert child.returncode == 0 and storage.read_json("p.json") is not None
+    third = Lease(storage, "p.json")
+    assert third.acquire() is None and third.held()
+
+
+def test_an_expired_lease_of_another_host_is_stale_and_a_fresh_one_is_not():
+    record = {"token": "t", "host": "elsewhere", "pid": 1, "process_started": 0.0}
+    assert is_stale(record | {"expires": time.time() - 1})
+    assert not is_stale(record | {"expires": time.time() + 60})
+
+
+def test_an_owner_that_lost_its_token_cannot_renew(storage):
+    lease = Lease(storage, "o.json")
+    assert lease.acquire() is None
+    storage.write_json("o.json", json.loads(storage.path("o.json").read_text()) | {"token": "new"})
+    assert not lease.held() and not lease.renew()
+    lease.release()
+    assert storage.read_json("o.json")["token"] == "new"
+
+
+def test_a_heartbeat_releases_at_its_end(storage):
+    lease = Lease(storage, "o.json")
+    assert lease.acquire() is None
+    with Heartbeat(lease):
+        assert lease.held()
+    assert storage.read_json("o.json") is None
+
+
+def test_rows_end_at_the_first_torn_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
+    assert [row["step"] for row in read_rows(path)] == [0, 1]
+    assert read_rows(tmp_path / "none") == []

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +27,19 @@ from lewm.methods import Method, make_method
 
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS = "checkpoint.prev.pt"
-KEYS = frozenset(
-    "config recipe action_dim normaliser method step diverged optimiser rng curve num_clips".split()
-)
+FOR_USE = frozenset({"config", "recipe", "action_dim", "normaliser", "method"})
+FOR_RESUMING = frozenset({"step", "diverged", "optimiser", "rng", "curve", "num_clips"})
+KEYS = FOR_USE | FOR_RESUMING
 
 
 @contextmanager
-def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, durable: bool = True, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete.
 
     Written as `<name>.tmp` beside it, then renamed; with `durable` it survives a power cut too.
+
+    Args:
+        keep: where the file that had the name goes; a kill in between leaves it only there.
     """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -43,6 +47,8 @@ def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         file.flush()
         if durable:
             os.fsync(file.fileno())
+    if keep is not None and path.exists():
+        path.replace(keep)
     temporary.replace(path)
     if durable:
         _sync_folder(path.parent)
@@ -64,12 +70,8 @@ def save_checkpoint(run_dir: Path, state: Mapping[str, Any]) -> Path:
     """
     assert set(state) == KEYS, set(state) ^ KEYS
     path = run_dir / CHECKPOINT
-    with atomic_file(run_dir / (CHECKPOINT + ".new")) as file:
+    with atomic_file(path, keep=run_dir / PREVIOUS) as file:
         torch.save(dict(state), file)
-    if path.exists():
-        path.replace(run_dir / PREVIOUS)
-    path.with_name(CHECKPOINT + ".new").replace(path)
-    _sync_folder(run_dir)
     return path
 
 
@@ -115,6 +117,10 @@ def _read_tensors(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
+        if zipfile.is_zipfile(path):  # torch.load itself does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                if (name := archive.testzip()) is not None:
+                    raise ValueError(f"{name} has a wrong checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever its zip reader or unpickler stumbles over
         reason = str(error).split("\n")[0][:120]
@@ -276,7 +282,7 @@ def export_released(directory: Path, config: Config, method: Method) -> None:
     weights = {name: tensor.cpu() for name, tensor in method.state_dict().items()}
     encoder_sizes = (model.width, model.depth, model.heads, model.mlp)
     size = next((name for name, sizes in VIT_SIZES.items() if sizes == encoder_sizes), "custom")
-    latent = {name: model.latent_dim for name in ("input_dim", "hidden_dim", "output_dim")}
+    latent = dict.fromkeys(("input_dim", "hidden_dim", "output_dim"), model.latent_dim)
     hidden = {"output_dim": model.latent_dim, "hidden_dim": model.projector_hidden}
     sizes = {
         "encoder": {

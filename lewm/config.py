@@ -122,10 +122,7 @@ class OptimConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "OptimConfig":
         if (self.num_epochs is None) == (self.num_steps is None):
-            raise ValueError(
-                "set exactly one of optim.num_epochs and optim.num_steps "
-                '(with a profile that sets one, give "none" to it first)'
-            )
+            raise ValueError("set exactly one of optim.num_epochs and optim.num_steps")
         return self
 
 
@@ -248,6 +245,25 @@ def known_keys() -> list[str]:
     return keys
 
 
+EXCLUSIVE = {
+    "optim.num_steps": "optim.num_epochs",
+    "optim.num_epochs": "optim.num_steps",
+}
+"""Setting one of a pair unsets the other."""
+
+
+def lay(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers of overrides as one, the later winning, and unsetting what excludes it."""
+    laid: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            laid[key] = value
+            rival = EXCLUSIVE.get(key)
+            if rival is not None and value != "none" and rival not in layer:
+                laid[rival] = "none"
+    return laid
+
+
 def make_config(overrides: Mapping[str, Any]) -> Config:
     """The defaults with `{"section.field": value}` laid over them.
 
@@ -256,7 +272,7 @@ def make_config(overrides: Mapping[str, Any]) -> Config:
     """
     tree: dict[str, Any] = {}
     keys = known_keys()
-    for key, value in overrides.items():
+    for key, value in lay(overrides).items():
         if key not in keys:
             raise ValueError(f"unknown key {key!r}{nearest(key, keys)}")
         section, _, leaf = key.rpartition(".")

@@ -151,9 +151,7 @@ class _Chunk:
     def __init__(
         self, pairs: Mapping[int, Pair], envs: Sequence[Env], protocol: Protocol, eval_seed: int
     ) -> None:
-        self.episodes = {
-            slot: _Episode(pair, envs[slot], protocol) for slot, pair in pairs.items()
-        }
+        self.episodes = {slot: _Episode(pair, envs[slot], protocol) for slot, pair in pairs.items()}
         self.action_dim = envs[0].action_dim
         filler = next(iter(self.episodes.values()))
         self.padded = [self.episodes.get(slot, filler) for slot in range(len(envs))]
@@ -223,7 +221,9 @@ def _run(
             share_s = chunk.plan_s / len(chunk.episodes)
             result = (episode.solved, episode.solved_at, episode.env.goal_distance(), share_s)
             rows[episode.pair.pair_id] = result
-    success, steps, distance, plan_s = zip(*(rows[pair.pair_id] for pair in manifest.pairs), strict=True)
+    success, steps, distance, plan_s = zip(
+        *(rows[pair.pair_id] for pair in manifest.pairs), strict=True
+    )
     return Outcomes(
         initial_success=np.array([pair.initial_success for pair in manifest.pairs], dtype=np.bool_),
         success=np.array(success, dtype=np.bool_),

@@ -5,9 +5,15 @@ Module names are chosen so that a state dict has the released weights' tensor na
 Shapes: B batch, T time, D latent, A action block (action_block x environment action dim).
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values (B, T, heads x head_dim) of the frames seen so far, of one block."""
+_Attended = tuple[Tensor, KeysValues]
 
 
 class Projector(nn.Module):
@@ -65,7 +71,7 @@ class _Attention(nn.Module):
         )
         return self.to_out(mixed.transpose(1, 2).flatten(2))
 
-    def last(self, x_BTD: Tensor, past: "KeysValues | None", num_out: int) -> "_Attended":
+    def last(self, x_BTD: Tensor, past: KeysValues | None, num_out: int) -> _Attended:
         """Attention of the last `num_out` of the new tokens, which see `past` too; no dropout."""
         normed = self.norm(x_BTD)
         inner = self.heads * self.head_dim
@@ -79,16 +85,14 @@ class _Attention(nn.Module):
         return self.to_out(mixed), (key, value)
 
 
-KeysValues = tuple[Tensor, Tensor]
-_Attended = tuple[Tensor, KeysValues]
-
-
 def _tiny_causal_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Attention of the last tokens over a handful of keys."""
     num_out, num_keys = query.shape[1], key.shape[1]
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    mask = torch.ones(num_out, num_keys, dtype=torch.bool, device=query.device)
-    mask = mask.tril(diagonal=num_keys - num_out) if num_out > 1 else None
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
+    mask = None
+    if num_out > 1:
+        mask = torch.ones(num_out, num_keys, dtype=torch.bool, device=query.device)
+        mask = mask.tril(diagonal=num_keys - num_out)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -120,9 +124,10 @@ class _Block(nn.Module):
         self.attn = _Attention(dim, heads, head_dim, dropout)
         self.mlp = _FeedForward(dim, mlp, dropout)
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        nn.init.zeros_(self.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.adaLN_modulation[1].bias)
+        modulation = nn.Linear(dim, 6 * dim)
+        nn.init.zeros_(modulation.weight)
+        nn.init.zeros_(modulation.bias)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), modulation)
 
     def forward(self, x_BTD: Tensor, actions_BTD: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(actions_BTD).chunk(
@@ -145,6 +150,16 @@ class _Block(nn.Module):
         return torch.addcmul(x, gate2[:, out], hidden), cache
 
 
+class _Transformer(nn.Module):
+    def __init__(self, dim: int, blocks: Iterable[_Block]) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(blocks)
+
+    def blocks(self) -> list[_Block]:
+        return [block for block in self.layers if isinstance(block, _Block)]
+
+
 class Predictor(nn.Module):
     """Causal transformer over embeddings, conditioned per step on the action leaving that step."""
 
@@ -161,8 +176,9 @@ class Predictor(nn.Module):
         super().__init__()
         self.history = history
         self.pos_embedding = nn.Parameter(torch.randn(1, history, dim))
-        blocks = nn.ModuleList(_Block(dim, heads, head_dim, mlp, dropout) for _ in range(depth))
-        self.transformer = nn.ModuleDict({"norm": nn.LayerNorm(dim), "layers": blocks})
+        self.transformer = _Transformer(
+            dim, (_Block(dim, heads, head_dim, mlp, dropout) for _ in range(depth))
+        )
 
     def forward(self, z_BTD: Tensor, actions_BTD: Tensor) -> Tensor:
         """Next embedding of every step, before `pred_proj`.
@@ -181,13 +197,13 @@ class Predictor(nn.Module):
                 f"{self.history} frames with one action each"
             )
         x = z_BTD + self.pos_embedding[:, :num_frames]
-        for block in self.transformer["layers"]:
+        for block in self.transformer.blocks():
             x = block(x, actions_BTD)
-        return self.transformer["norm"](x)
+        return self.transformer.norm(x)
 
     def modulations(self, actions_BTD: Tensor) -> list[Tensor]:
         """Each block's (B, T, 6D) modulation, to be computed once for a whole rollout."""
-        return [block.adaLN_modulation(actions_BTD) for block in self.transformer["layers"]]
+        return [block.adaLN_modulation(actions_BTD) for block in self.transformer.blocks()]
 
     def last(
         self, z_BTD: Tensor, modulations: list[Tensor], past: list[KeysValues] | None
@@ -205,10 +221,10 @@ class Predictor(nn.Module):
         """
         begin = past[0][0].shape[1] if past else 0
         x = z_BTD + self.pos_embedding[:, begin : begin + z_BTD.shape[1]]
-        blocks = self.transformer["layers"]
+        blocks = self.transformer.blocks()
         caches = []
         for index, block in enumerate(blocks):
             num_out = 1 if index == len(blocks) - 1 else x.shape[1]
             x, cache = block.last(x, modulations[index], past[index] if past else None, num_out)
             caches.append(cache)
-        return self.transformer["norm"](x[:, -1]), caches
+        return self.transformer.norm(x[:, -1]), caches

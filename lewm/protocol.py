@@ -31,6 +31,7 @@ COUNTS = ("hold", "goal_offset", "budget")
 _EPISODES_PER_PAIR = 100
 """Generated episodes after which a protocol that no pair satisfies is given up."""
 
+
 @dataclass(frozen=True)
 class Protocol:
     """How start/goal pairs are chosen and judged (design §3).
@@ -94,14 +95,20 @@ def protocol_from_dict(env: str, name: str, table: Mapping[str, Any]) -> Protoco
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     for key, allowed in CHOICES.items():
         if table[key] not in allowed:
-            raise ValueError(f"{where}: {key} must be one of {', '.join(allowed)}, got {table[key]!r}")
+            raise ValueError(
+                f"{where}: {key} must be one of {', '.join(allowed)}, got {table[key]!r}"
+            )
     for key in COUNTS:
         if type(table[key]) is not int or table[key] < 1:
             raise ValueError(f"{where}: {key} must be a whole number >= 1, got {table[key]!r}")
     if (table["sampling"] == "one_per_episode") != (table["episodes"] == "held_out"):
-        raise ValueError(f"{where}: sampling one_per_episode goes with episodes held_out, and only so")
+        raise ValueError(
+            f"{where}: sampling one_per_episode goes with episodes held_out, and only so"
+        )
     success = _check_success(where, table["success"], env_class(env).success_rule)
-    protocol = Protocol(**{"collision": None, **table, "success": success, "name": name, "env": env})
+    protocol = Protocol(
+        **{"collision": None, **table, "success": success, "name": name, "env": env}
+    )
     try:
         protocol.make_env(image_size=64)
     except (TypeError, ValueError) as error:
@@ -347,4 +354,6 @@ def _make_pair(
     actions: Array,
 ) -> Pair:
     start, goal = (np.asarray(state, dtype=np.float64) for state in states)
-    return Pair(*ids, start, goal, np.asarray(actions, np.float32), _solved(env, protocol, start, goal))
+    return Pair(
+        *ids, start, goal, np.asarray(actions, np.float32), _solved(env, protocol, start, goal)
+    )

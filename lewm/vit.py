@@ -9,9 +9,15 @@ from torch.nn import functional as F
 
 INIT_STD = 0.02
 LAYER_NORM_EPS = 1e-12
-CPU_CHUNK = 32
-"""Images encoded at a time on a CPU: activations stay in the cache and clear of page faults, which
-makes a training step a quarter faster. Images do not interact, so it changes nothing else."""
+CPU_CHUNK_TOKENS = 2048
+"""About how many tokens a CPU encodes at a time: activations stay in the cache and clear of page
+faults, which makes a training step up to a quarter faster. Images do not interact."""
+
+
+class _Patches(nn.Module):
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
 
 class _Embeddings(nn.Module):
@@ -24,12 +30,10 @@ class _Embeddings(nn.Module):
         self.patch_size = patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.position_embeddings = nn.Parameter(torch.zeros(1, num_patches + 1, width))
-        self.patch_embeddings = nn.ModuleDict(
-            {"projection": nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)}
-        )
+        self.patch_embeddings = _Patches(width, patch_size)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        projection = self.patch_embeddings["projection"]
+        projection = self.patch_embeddings.projection
         batch, _, height, width = images_BCHW.shape
         if (height, width) != (self.image_size, self.image_size):
             raise ValueError(
@@ -57,26 +61,34 @@ class _SelfAttention(nn.Module):
         self.value = nn.Linear(width, width)
 
 
+class _Dense(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_dim, out_dim)
+
+
+class _Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = _SelfAttention(width)
+        self.output = _Dense(width, width)
+
+
 class _Layer(nn.Module):
     """Pre-norm attention and MLP with exact GELU."""
 
     def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attention = nn.ModuleDict(
-            {
-                "attention": _SelfAttention(width),
-                "output": nn.ModuleDict({"dense": nn.Linear(width, width)}),
-            }
-        )
+        self.attention = _Attention(width)
         self.layernorm_before = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.layernorm_after = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, mlp)})
-        self.output = nn.ModuleDict({"dense": nn.Linear(mlp, width)})
+        self.intermediate = _Dense(width, mlp)
+        self.output = _Dense(mlp, width)
 
     def forward(self, x_BNW: Tensor, num_queries: int | None = None) -> Tensor:
         """The layer's output for the first `num_queries` tokens (all of them by default)."""
-        project = self.attention["attention"]
+        project = self.attention.attention
         normed = self.layernorm_before(x_BNW)
         query, key, value = (
             module(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -87,9 +99,15 @@ class _Layer(nn.Module):
             )
         )
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        x = x_BNW[:, :num_queries] + self.attention["output"]["dense"](mixed)
-        hidden = F.gelu(self.intermediate["dense"](self.layernorm_after(x)))
-        return x + self.output["dense"](hidden)
+        x = x_BNW[:, :num_queries] + self.attention.output.dense(mixed)
+        hidden = F.gelu(self.intermediate.dense(self.layernorm_after(x)))
+        return x + self.output.dense(hidden)
+
+
+class _Layers(nn.Module):
+    def __init__(self, width: int, depth: int, heads: int, mlp: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(width, heads, mlp) for _ in range(depth))
 
 
 class ViT(nn.Module):
@@ -100,8 +118,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = _Embeddings(image_size, patch_size, width)
-        layers = nn.ModuleList(_Layer(width, heads, mlp) for _ in range(depth))
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.encoder = _Layers(width, depth, heads, mlp)
         self.layernorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self._init_weights()
 
@@ -123,12 +140,15 @@ class ViT(nn.Module):
         Raises:
             ValueError: the images have another size.
         """
-        chunk = CPU_CHUNK if images_BCHW.device.type == "cpu" else len(images_BCHW)
-        return torch.cat([self._encode(images) for images in images_BCHW.split(chunk)])
+        num_chunks = 1
+        if images_BCHW.device.type == "cpu":
+            num_tokens = len(images_BCHW) * self.embeddings.position_embeddings.shape[1]
+            num_chunks = max(1, round(num_tokens / CPU_CHUNK_TOKENS))
+        return torch.cat([self._encode(part) for part in torch.chunk(images_BCHW, num_chunks)])
 
     def _encode(self, images_BCHW: Tensor) -> Tensor:
         x = self.embeddings(images_BCHW)
-        *body, last = self.encoder["layer"]
+        *body, last = self.encoder.layer
         for layer in body:
             x = layer(x)
         return self.layernorm(last(x, num_queries=1)[:, 0])

@@ -10,11 +10,9 @@ import platform
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +33,6 @@ from pipeline.trial import (
     mlflow_params,
     mlflow_tags,
     run_name,
-    tune_trainable,
     versions,
 )
 
@@ -60,6 +57,10 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.listen()
+
+    def listen(self) -> None:
+        """Takes the signals over; again after `ray.init`, which takes SIGTERM for itself."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -166,7 +167,10 @@ class _Invocation:
         with ThreadPoolExecutor(1) as background:
             tracker_future = background.submit(self._open_tracker)
             self._connect()
-            self._prepare_data()
+            try:
+                self._prepare_data()
+            except KeyboardInterrupt:
+                return self._interrupted()
             tracker = self._result_of(tracker_future)
         with self._progress() as progress:
             if self.options.train and not self.stop():
@@ -184,6 +188,7 @@ class _Invocation:
         from pipeline.cluster import connect, resources_per_trial
 
         connect(self.options.address)
+        self.stop.listen()
         threads = max(trial.config.optim.num_threads for trial in self.spec.trials)
         self.share = resources_per_trial(threads)
 
@@ -271,7 +276,9 @@ class _Invocation:
         ]
         if not tasks:
             return
-        errors = tune(tasks, self.share, progress, self.stop)
+        from pipeline.search import run_grid
+
+        errors = run_grid(tasks, self.share, progress.step, self.stop, RETRIES)
         for task in tasks:
             if not self.stop() and read_marker(self.storage, task.trial_id) is None:
                 error = errors.get(task.trial_id, "ended without a word")
@@ -506,58 +513,6 @@ def check_fits(path: Path, config: Config) -> None:
                 f"dataset {path} has {episodes.action_dim}-d actions, {config.data.env} takes "
                 f"{action_dim}-d ones"
             )
-
-
-def tune(
-    tasks: list[TrialTask], share: Mapping[str, float], progress: Progress, stop: Stop
-) -> dict[str, str]:
-    """Runs trials through a fresh Ray Tune experiment with throw-away state; errors by trial id."""
-    from ray import tune as ray_tune
-
-    class Watch(ray_tune.Callback):  # type: ignore[misc]
-        def on_trial_result(
-            self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any
-        ) -> None:
-            with suppress(KeyError):
-                progress.step(result["trial_id_"], result)
-
-    class Stopper(ray_tune.Stopper):  # type: ignore[misc]
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            return stop()
-
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    with tempfile.TemporaryDirectory(prefix="lewm-tune-") as scratch:
-        tuner = ray_tune.Tuner(
-            ray_tune.with_resources(tune_trainable, ray_tune.PlacementGroupFactory([dict(share)])),
-            param_space={"task": ray_tune.grid_search(tasks)},
-            tune_config=ray_tune.TuneConfig(
-                reuse_actors=True,
-                trial_name_creator=_tune_name,
-                trial_dirname_creator=_tune_name,
-            ),
-            run_config=ray_tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                verbose=0,
-                stop=Stopper(),
-                callbacks=[Watch()],
-                failure_config=ray_tune.FailureConfig(max_failures=RETRIES),
-            ),
-        )
-        results = tuner.fit()
-    errors = {}
-    for result in results:
-        if result.error is not None:
-            task: TrialTask = (result.config or {})["task"]
-            errors[task.trial_id] = (str(result.error).strip().splitlines() or ["unknown"])[-1]
-    return errors
-
-
-def _tune_name(trial: Any) -> str:
-    return str(trial.config["task"].trial_id)
 
 
 def _now() -> str:

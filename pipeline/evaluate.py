@@ -265,11 +265,12 @@ def _read_manifest(storage: Storage, cell: Cell) -> Any:
 
 def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]:
     import torch
-    from lewm.train import pick_device
 
     from lewm.checkpoint import load_method
     from lewm.data.episodes import EpisodeFile
-    from pipeline.stages import LoadedTrial, load_stage
+    from lewm.train import pick_device
+    from pipeline.stages import load_stage
+    from pipeline.stages.loaded import LoadedTrial
 
     config = Config.model_validate_json(task.config_json, strict=False)
     torch.set_num_threads(config.optim.num_threads)

@@ -18,6 +18,7 @@ from lewm.config import (
     TRAINING_FIELDS,
     Config,
     digest,
+    lay,
     make_config,
     nearest,
     non_default,
@@ -110,14 +111,13 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
     env = _choice(request.env or table.get("env", "two_room"), env_names(), f"{where}: env")
     kind = table.get("search", {}).get("kind", "grid")
     _choice(kind, SEARCH_KINDS, f"{where}: search.kind")
-    fixed = {
-        "method": method,
-        "data.env": env,
-        **layer(profile, env, method),
-        **_table(table, "set", where),
-        **_table(per_profile, "set", where),
-        **request.overrides,
-    }
+    fixed = lay(
+        {"method": method, "data.env": env},
+        *layers(profile, env, method),
+        _table(table, "set", where),
+        _table(per_profile, "set", where),
+        request.overrides,
+    )
     if request.dataset is not None:
         fixed["data.dataset"] = request.dataset
     grid = {
@@ -242,13 +242,12 @@ def _product(grid: Mapping[str, Sequence[Any]]) -> Iterable[Overrides]:
         yield dict(zip(grid, values, strict=True))
 
 
-def layer(profile: Mapping[str, Any], env: str, method: str) -> Overrides:
+def layers(profile: Mapping[str, Any], env: str, method: str) -> list[Overrides]:
     """A profile's settings for one environment and method, the more special later."""
     per_env = profile.get("env", {}).get(env, {})
     per_method = profile.get("method", {}).get(method, {})
     both = per_env.get("method", {}).get(method, {})
-    tables = (profile, per_env, per_method, both)
-    return {key: value for table in tables for key, value in table.get("set", {}).items()}
+    return [table.get("set", {}) for table in (profile, per_env, per_method, both)]
 
 
 def check_seeds(seeds: Iterable[Any], where: str) -> tuple[int, ...]:

@@ -151,7 +151,10 @@ def paired_t(
 
 
 def paired_two_way(
-    differences_SP: Array, margin: float | None = None, confidence: float = 0.95
+    differences_SP: Array,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Comparison:
     """Mean difference on the same seeds and the same start/goal pairs, for new seeds *and* new pairs.
 
@@ -163,6 +166,7 @@ def paired_two_way(
     Args:
         differences_SP: (S seeds, P pairs), complete.
         margin: equivalence margin; None for no equivalence test.
+        bounds: the differences' range, e.g. (-1, 1) for rates; the interval is clipped to it.
 
     Returns:
         n is the number of seeds; no interval or p-value with fewer than two seeds or pairs.
@@ -175,11 +179,17 @@ def paired_two_way(
     of_pairs = float(np.var(differences_SP.mean(axis=0), ddof=1)) / num_pairs
     error = math.sqrt(of_seeds + of_pairs)
     freedom = min(num_seeds, num_pairs) - 1
-    return _compare(diff, error, freedom, num_seeds, margin, confidence)
+    return _compare(diff, error, freedom, num_seeds, margin, confidence, bounds)
 
 
 def _compare(
-    diff: float, error: float, freedom: float, n: int, margin: float | None, confidence: float
+    diff: float,
+    error: float,
+    freedom: float,
+    n: int,
+    margin: float | None,
+    confidence: float,
+    bounds: tuple[float, float] | None = None,
 ) -> Comparison:
     if error == 0:
         return Comparison(diff, None, None, None, n)
@@ -187,7 +197,8 @@ def _compare(
     equivalence = None
     if margin is not None:
         equivalence = float(distributions.t.sf((margin - abs(diff)) / error, freedom))
-    return Comparison(diff, _around(diff, error, freedom, confidence), p_value, equivalence, n)
+    interval = _around(diff, error, freedom, confidence, bounds)
+    return Comparison(diff, interval, p_value, equivalence, n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

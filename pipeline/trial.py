@@ -128,106 +128,102 @@ def _wait_for_lease(storage: Storage, lease: Lease, trial_id: str) -> dict[str, 
 def _train(
     task: TrialTask, storage: Storage, lease: Lease, local: Path, report: Report
 ) -> dict[str, Any]:
-    import torch
-    from lewm.train import train
-
-    config = task.config
     for name in RUN_FILES:
         storage.fetch(f"{task.key}/{name}", local / name)
     attempts = _Attempts(storage, task.key)
     storage.write_json(f"{task.key}/config.json", json.loads(task.config_json))
-    logger = None
-    if task.tracker is not None:
-        logger = CurveLogger(
-            task.tracker, task.trial_id, run_name(task), mlflow_params(task), mlflow_tags(task)
-        )
-    started = time.time()
-    logged = 0
-
-    def on_checkpoint(step: int, metrics: dict[str, float]) -> None:
-        nonlocal logged
-        if not lease.held():
-            raise OwnershipLost(f"trial {task.trial_id} was taken over")
-        for name in RUN_FILES:
-            if (local / name).is_file():
-                storage.put(local / name, f"{task.key}/{name}")
-        rows = read_rows(local / "curve.jsonl")
-        if logger is not None:
-            logger.add(rows[logged:])
-        logged = len(rows)
-        report({"step": step, "num_steps": config.optim.num_steps or 0, **metrics})
-
+    upload = _Upload(task, storage, lease, local, report)
     try:
-        result = train(config, local, Path(task.dataset), on_checkpoint)
-        marker = _describe(task, local, result.status, result.step)
-    except (OSError, OwnershipLost):
-        attempts.close("io error or lost ownership")
+        outcome = _run(task, local, upload)
+    except (OSError, OwnershipLost) as error:
+        attempts.close(f"{type(error).__name__}: tried again")
         raise
     except Exception as error:
-        marker = _failure(task, error)
-        (local / "train.log").open("a").write(traceback.format_exc())
+        outcome = _failure(error)
+        with (local / "train.log").open("a") as log:
+            log.write(traceback.format_exc())
         storage.put(local / "train.log", f"{task.key}/train.log")
     finally:
-        if logger is not None:
-            logger.close()
-    attempts.close(marker["status"])
-    marker |= {
-        "attempts": len(attempts.rows),
-        "wall_s": sum(row["wall_s"] or 0.0 for row in attempts.rows),
-        "started_at": attempts.rows[0]["started_at"],
-        "finished_at": _now(),
-        "host": socket.gethostname(),
-        "device": str(torch.device(_device(config))),
-        "peak_mem_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "git_commit": task.git_commit,
-        "attempt_wall_s": time.time() - started,
-    }
+        upload.close()
+    attempts.close(outcome["status"])
+    marker = _provenance(task) | outcome | attempts.summary()
     if not lease.held():
         raise OwnershipLost(f"trial {task.trial_id} was taken over")
     storage.write_json(f"{task.key}/done.json", marker)
     return marker
 
 
-def _device(config: Config) -> str:
-    from lewm.train import pick_device
+class _Upload:
+    """Called after each durable checkpoint: copies the run's files out and passes its news on."""
 
-    return str(pick_device(config.run.device))
+    def __init__(
+        self, task: TrialTask, storage: Storage, lease: Lease, local: Path, report: Report
+    ) -> None:
+        self._task, self._storage, self._lease, self._local = task, storage, lease, local
+        self._report = report
+        self._num_logged = 0
+        self._logger = None
+        if task.tracker is not None:
+            self._logger = CurveLogger(
+                task.tracker, task.trial_id, run_name(task), mlflow_params(task), mlflow_tags(task)
+            )
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        if not self._lease.held():
+            raise OwnershipLost(f"trial {self._task.trial_id} was taken over")
+        for name in RUN_FILES:
+            if (self._local / name).is_file():
+                self._storage.put(self._local / name, f"{self._task.key}/{name}")
+        if self._logger is not None:
+            rows = read_rows(self._local / "curve.jsonl")
+            self._logger.add(rows[self._num_logged :])
+            self._num_logged = len(rows)
+        num_steps = self._task.config.optim.num_steps
+        self._report({**metrics, "step": step, "num_steps": num_steps or 0})
+
+    def close(self) -> None:
+        if self._logger is not None:
+            self._logger.close()
 
 
-def _describe(task: TrialTask, local: Path, status: str, step: int) -> dict[str, Any]:
+def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
+    """Trains, and says what came out."""
     from lewm.checkpoint import load_method
+    from lewm.train import pick_device, train
 
-    config, method, _, _ = load_method(local / "checkpoint.pt", "cpu")
+    config = task.config
+    result = train(config, local, Path(task.dataset), upload)
+    _, method, _, _ = load_method(local / "checkpoint.pt", "cpu")
     progress = json.loads((local / "progress.json").read_text())
     return {
-        "status": status,
+        "status": result.status,
         "error": None,
-        "diverged_step": step if status == "diverged" else None,
+        "diverged_step": result.step if result.status == "diverged" else None,
         "num_params": sum(p.numel() for p in method.parameters()),
-        "num_steps": step,
-        "batch_size": config.optim.batch_size,
-        "num_threads": config.optim.num_threads,
-        "precision": config.optim.precision,
+        "num_steps": result.step,
         "frames_per_s": progress.get("frames_per_s"),
-        "dataset_hash": task.dataset_hash,
-        "policy": config.data.policy,
         "checkpoint_hash": weights_hash(method.state_dict()),
-        "versions": versions(),
+        "device": str(pick_device(config.run.device)),
     }
 
 
-def _failure(task: TrialTask, error: Exception) -> dict[str, Any]:
-    config = task.config
+def _failure(error: Exception) -> dict[str, Any]:
     lines = str(error).strip().splitlines() or [""]
+    return {"status": "failed", "error": f"{type(error).__name__}: {lines[0]}"}
+
+
+def _provenance(task: TrialTask) -> dict[str, Any]:
+    config = task.config
     return {
-        "status": "failed",
-        "error": f"{type(error).__name__}: {lines[0]}",
         "batch_size": config.optim.batch_size,
         "num_threads": config.optim.num_threads,
         "precision": config.optim.precision,
         "dataset_hash": task.dataset_hash,
         "policy": config.data.policy,
         "versions": versions(),
+        "git_commit": task.git_commit,
+        "host": socket.gethostname(),
+        "peak_mem_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 
@@ -284,6 +280,15 @@ class _Attempts:
         }
         self._write()
 
+    def summary(self) -> dict[str, Any]:
+        """What the trial's marker says of its processes."""
+        return {
+            "attempts": len(self.rows),
+            "wall_s": sum(row["wall_s"] or 0.0 for row in self.rows),
+            "started_at": self.rows[0]["started_at"],
+            "finished_at": self.rows[-1]["finished_at"],
+        }
+
     def _write(self) -> None:
         self._storage.write_json(self._key, {"rows": self.rows})
 
@@ -303,16 +308,10 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def tune_trainable(params: dict[str, Any]) -> None:
-    """The function that Ray Tune runs: one `TrialTask` under the key `task`."""
+def tune_trainable(params: dict[str, Any], tasks: dict[str, TrialTask]) -> None:
+    """The function that Ray Tune runs: the task named by `params["trial_id"]`."""
     from ray import tune
 
-    task: TrialTask = params["task"]
-
-    def report(metrics: dict[str, Any]) -> None:
-        tune.report({"trial_id_": task.trial_id, **metrics})
-
-    marker = run_trial(task, report)
-    tune.report(
-        {"trial_id_": task.trial_id, "status": marker["status"], "step": marker.get("num_steps")}
-    )
+    task = tasks[params["trial_id"]]
+    marker = run_trial(task, lambda metrics: tune.report(dict(metrics)))
+    tune.report({"status": marker["status"], "step": marker.get("num_steps") or 0})

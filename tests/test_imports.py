@@ -33,7 +33,12 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
             "pipeline.stages.stability",
         }, {"torch", "ray", "mlflow"}
     if top == "stages":
-        return {"lewm", "pipeline.stats", "pipeline.tables", "pipeline.stages"}, {"ray", "mlflow"}
+        return {
+            "lewm",
+            "pipeline.stats",
+            "pipeline.tables",
+            "pipeline.stages.loaded",
+        }, {"ray", "mlflow"}
     if top == "trial":
         return {
             "lewm",

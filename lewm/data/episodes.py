@@ -95,10 +95,10 @@ class EpisodeFile:
             within = np.delete(np.diff(index) != 0, starts[1:-1] - 1)
             if within.any() or np.unique(index[starts[:-1]]).size != self.num_episodes:
                 raise self._wrong(f"column {name!r} disagrees with ep_len")
-        broken: Array = ~np.isfinite(self._whole("action")).all(axis=1)
-        broken[starts[1:] - 1] = False
-        if broken.any():
-            row = int(np.argmax(broken))
+        unfinished = np.flatnonzero(~np.isfinite(self._whole("action")).all(axis=1))
+        inner = np.setdiff1d(unfinished, starts[1:] - 1)
+        if inner.size:
+            row = int(inner[0])
             episode = int(np.searchsorted(starts, row, side="right")) - 1
             step = row - int(starts[episode])
             raise self._wrong(

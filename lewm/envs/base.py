@@ -57,6 +57,10 @@ class Env(gymnasium.Env[State, Array]):
         """Makes a state the goal of the episode."""
 
     @abstractmethod
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The frame (H, W, 3) of the current state."""
+
+    @abstractmethod
     def render_state(self, state: Array, **options: Any) -> npt.NDArray[np.uint8]:
         """The frame (H, W, 3) of any state, drawn with the options of a violation."""
 

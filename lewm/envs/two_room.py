@@ -46,7 +46,7 @@ class TwoRoomEnv(Env):
         ValueError: an option out of range.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     action_dim: ClassVar[int] = 2
     success_rule: ClassVar[Mapping[str, float | bool]] = {
         "distance_px": REACHED_PX,

@@ -50,8 +50,9 @@ class LeWM(Method):
 
     def encode(self, frames_BTCHW: Tensor) -> dict[str, Tensor]:
         """See `Method.encode`; "cls" is the encoder's output, "z" its projection."""
-        cls = self.encoder(frames_BTCHW.flatten(0, 1)).unflatten(0, frames_BTCHW.shape[:2])
-        return {"z": self.projector(cls), "cls": cls}
+        cls = self.encoder(frames_BTCHW.flatten(0, 1))
+        cls_BTW = cls.reshape(*frames_BTCHW.shape[:2], -1)
+        return {"z": self.projector(cls_BTW), "cls": cls_BTW}
 
     def predict(self, z_BTD: Tensor, actions_BTA: Tensor) -> Tensor:
         """See `Method.predict`.
@@ -70,7 +71,9 @@ class LeWM(Method):
         num_samples, num_blocks = actions_BSHA.shape[1:3]
         num_context = z_BTD.shape[1]
         if num_blocks < num_context:
-            raise ValueError(f"{num_context} context frames need as many action blocks, got {num_blocks}")
+            raise ValueError(
+                f"{num_context} context frames need as many action blocks, got {num_blocks}"
+            )
         modulations = self.predictor.modulations(self.action_encoder(actions_BSHA.flatten(0, 1)))
         context = z_BTD.repeat_interleave(num_samples, dim=0)
         path = list(context.unbind(1))
@@ -86,7 +89,7 @@ class LeWM(Method):
             )
             done = end
             path.append(self.pred_proj(hidden))
-        return torch.stack(path, dim=1).unflatten(0, (-1, num_samples))
+        return torch.stack(path, dim=1).reshape(-1, num_samples, num_blocks + 1, self.latent_dim)
 
     def plan_cost(
         self,
@@ -94,7 +97,18 @@ class LeWM(Method):
         goal_B1CHW: Tensor,
         past_actions_BTA: Tensor | None = None,
     ) -> Cost:
-        """See `Method.plan_cost` (paper §3.3). Call it in evaluation mode."""
+        """See `Method.plan_cost` (facts §4.1). Call it in evaluation mode.
+
+        Raises:
+            ValueError: another number of past blocks than context frames less one.
+        """
+        num_context = start_BTCHW.shape[1]
+        num_past = 0 if past_actions_BTA is None else past_actions_BTA.shape[1]
+        if num_past != num_context - 1:
+            raise ValueError(
+                f"{num_context} context frames need {num_context - 1} past action blocks, "
+                f"got {num_past}"
+            )
         start_BTD = self.encode(start_BTCHW)["z"]
         goal_B1D = self.encode(goal_B1CHW)["z"]
 

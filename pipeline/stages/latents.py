@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lewm.config import LatentsConfig
 from lewm.loss import epps_pulley, unit_directions
-from pipeline.stages import LAYERS, LoadedTrial, clip_rows, draw_rows, embed_rows
+from pipeline.stages.loaded import LAYERS, LoadedTrial, clip_rows, draw_rows, embed_rows
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 STREAM = 101
@@ -38,54 +38,54 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     for layer in LAYERS:
         row: dict[str, Any] = {"layer": layer, **measure(codes[layer].double())}
         if layer == "projected":
-            row["collapsed"] = is_collapsed(row["mean_std"], row["epps_pulley"], settings)
+            row["collapsed"] = is_collapsed(row.get("mean_std"), row.get("epps_pulley"), settings)
         rows.append(row)
     return make_frame(rows, STAGE_SCHEMAS["latents"])
 
 
-def measure(z_CTD: Tensor) -> dict[str, float]:
-    """Figures of one layer.
+def measure(z_CTD: Tensor) -> dict[str, float | None]:
+    """Figures of one layer; null where undefined, all of them for embeddings that are not finite.
 
     Returns:
         effective_rank: exp of the entropy of the normalised eigenvalues of the covariance, 1..D
-            (0 for a point). Scale-free: it does not see collapse.
+            (null for a point). Scale-free: it does not see collapse.
         mean_std, min_std: over dimensions, of the standard deviation over frames.
         epps_pulley: per-sample Epps-Pulley distance to N(0, 1) (`lewm.loss`, without its factor B),
             averaged over fixed random directions; 0 for N(0, I).
-        isotropy: (sum of eigenvalues)^2 / (D x sum of their squares), 1 / D..1 (0 for a point).
+        isotropy: (sum of eigenvalues)^2 / (D x sum of their squares), 1 / D..1 (null for a point).
         straightness: mean cosine between consecutive velocities z_{t+1} - z_t (paper App. H),
-            -1..1; 0 where a velocity vanishes, and NaN for clips of under 3 frames.
+            -1..1; a velocity of zero counts as 0; null for clips of two frames.
     """
     z_ND = z_CTD.flatten(0, 1)
+    if not z_ND.isfinite().all():
+        return {}
     std_D = z_ND.std(dim=0)
     eigenvalues_D = torch.linalg.eigvalsh(torch.cov(z_ND.T).reshape(len(std_D), -1)).clamp(min=0)
-    total = eigenvalues_D.sum()
-    shares_D = eigenvalues_D / total if total > 0 else torch.zeros_like(eigenvalues_D)
-    directions_DM = unit_directions(len(std_D), NUM_DIRECTIONS, torch.Generator().manual_seed(STREAM))
-    distance = epps_pulley((z_ND @ directions_DM.to(z_ND.dtype)).T).mean() / len(z_ND)
+    shares_D = eigenvalues_D / eigenvalues_D.sum()
+    directions_DM = unit_directions(
+        len(std_D), NUM_DIRECTIONS, torch.Generator().manual_seed(STREAM)
+    )
     velocity = z_CTD.diff(dim=1)
     cosines = F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1)
-    entropy = -torch.xlogy(shares_D, shares_D).sum()
     figures = {
-        "effective_rank": entropy.exp() * (total > 0),
+        "effective_rank": (-torch.xlogy(shares_D, shares_D).sum()).exp(),
         "mean_std": std_D.mean(),
         "min_std": std_D.min(),
-        "epps_pulley": distance,
-        "isotropy": 1 / (len(std_D) * shares_D.square().sum()) if total > 0 else total,
+        "epps_pulley": epps_pulley((z_ND @ directions_DM.to(z_ND.dtype)).T).mean() / len(z_ND),
+        "isotropy": 1 / (len(std_D) * shares_D.square().sum()),
         "straightness": cosines.mean(),
     }
-    return {name: float(value) for name, value in figures.items()}
+    return {name: float(x) if x.isfinite() else None for name, x in figures.items()}
 
 
-def is_collapsed(mean_std: float, distance: float, settings: LatentsConfig) -> bool:
-    """The rule for a collapsed projected embedding (facts: effective rank alone does not see it).
+def is_collapsed(mean_std: float | None, distance: float | None, settings: LatentsConfig) -> bool:
+    """The rule for a collapsed projected embedding (effective rank alone does not see collapse).
 
     Collapsed when the mean per-dimension standard deviation is below `latents.collapse_std`, or the
     per-sample Epps-Pulley distance to N(0, 1) is above `latents.collapse_epps_pulley` times that of
-    a point mass at 0 (0.41). Embeddings that are not finite count as collapsed.
+    a point mass at 0 (0.41). Embeddings that are not finite (null figures) count as collapsed.
     """
-    worst = float(epps_pulley(torch.zeros(1, dtype=torch.float64)))
-    healthy = (
-        mean_std >= settings.collapse_std and distance <= settings.collapse_epps_pulley * worst
-    )
-    return not healthy
+    if mean_std is None or distance is None:
+        return True
+    point_mass = float(epps_pulley(torch.zeros(1, dtype=torch.float64)))
+    return mean_std < settings.collapse_std or distance > settings.collapse_epps_pulley * point_mass

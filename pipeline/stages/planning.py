@@ -9,7 +9,7 @@ from lewm.config import PlanningConfig
 from lewm.control import Agent, Outcomes, run_planner, run_recorded
 from lewm.planners import make_planner
 from lewm.protocol import Manifest
-from pipeline.stages import LoadedTrial
+from pipeline.stages.loaded import LoadedTrial
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 FLOORS = ("random", "zero", "oracle")

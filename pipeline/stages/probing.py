@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lewm.config import ProbingConfig
 from lewm.envs import env_class
-from pipeline.stages import LAYERS, LoadedTrial, draw_rows, embed_rows
+from pipeline.stages.loaded import LAYERS, LoadedTrial, draw_rows, embed_rows
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 STREAM = 202
@@ -74,7 +74,7 @@ def fit_mlp(x_ND: Tensor, y_NQ: Tensor, x_test_ND: Tensor, settings: ProbingConf
     for _ in range(settings.mlp_steps):
         batch = torch.randint(len(x), (settings.mlp_batch,), generator=rng)
         optimiser.zero_grad()
-        F.mse_loss(model(x[batch]), y[batch]).backward()
+        torch.autograd.backward(F.mse_loss(model(x[batch]), y[batch]))
         optimiser.step()
         schedule.step()
     with torch.inference_mode():
@@ -92,7 +92,7 @@ def judge(predicted_N: Tensor, true_N: Tensor) -> dict[str, float | None]:
 
 def _linear(num_in: int, num_out: int, rng: torch.Generator) -> nn.Linear:
     """A linear layer with He-normal weights and zero bias from its own generator."""
-    layer = nn.utils.skip_init(nn.Linear, num_in, num_out)
+    layer = nn.Linear(num_in, num_out, device="meta").to_empty(device="cpu")
     with torch.no_grad():
         layer.weight.copy_(torch.randn(num_out, num_in, generator=rng) * (2 / num_in) ** 0.5)
         layer.bias.zero_()

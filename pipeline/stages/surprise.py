@@ -12,12 +12,10 @@ from torch import Tensor
 
 from lewm.config import SurpriseConfig
 from lewm.envs import Env, make_env
-from pipeline.stages import Array, LoadedTrial, clip_rows, draw_rows, embed_frames
+from pipeline.stages.loaded import BATCH, Array, LoadedTrial, clip_rows, draw_rows, embed_frames
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 STREAM = 303
-BATCH = 64
-"""Clips predicted at a time; the last batch is padded to it."""
 
 
 @torch.inference_mode()
@@ -91,7 +89,7 @@ def _actions(trial: LoadedTrial, rows: Array) -> Tensor:
 
 
 def _predict(trial: LoadedTrial, z_CTD: Tensor, actions_CTA: Tensor) -> Tensor:
-    """(C, D) embeddings predicted for the frame after the last one."""
+    """(C, D) embeddings predicted for the frame after the last one, in padded batches."""
     out = []
     for begin in range(0, len(z_CTD), BATCH):
         z, actions = (x[begin : begin + BATCH] for x in (z_CTD, actions_CTA))

@@ -42,7 +42,10 @@ def test_shipped_protocols_say_what_the_design_says():
     ("changes", "message"),
     [
         ({"pre_solvd": "kept"}, r"two_room\.strict.*'pre_solvd'.*did you mean 'pre_solved'"),
-        ({"sampling": "row"}, r"sampling must be one of rows, rows_old, one_per_episode, got 'row'"),
+        (
+            {"sampling": "row"},
+            r"sampling must be one of rows, rows_old, one_per_episode, got 'row'",
+        ),
         ({"hold": 0}, r"hold must be a whole number >= 1, got 0"),
         ({"budget": 50.0}, r"budget must be a whole number"),
         ({"success": {"distance_pxx": 8.0}}, r"strict\.success.*did you mean 'distance_px'"),

@@ -28,7 +28,8 @@ def run(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
         Frames with the schemas of `pipeline.tables`. Where a number cannot be told (one seed, no
         spread, nothing finished) it is null and the text says so.
     """
-    given = {name: tables.get(name, pl.DataFrame(schema=dict(SCHEMAS[name]))) for name in INPUTS}
+    empty = {name: pl.DataFrame(schema=dict(SCHEMAS[name])) for name in INPUTS}
+    given = {name: sort_rows(tables.get(name, empty[name])) for name in INPUTS}
     values = run_values(given)
     stability = measure(given, values)
     comparison = compare(given, stability)

@@ -122,13 +122,11 @@ def _floor_vectors(
 
 
 def _paired(differences: Sequence[Matrix]) -> Row:
+    """Paired over seeds and pairs; a point without a seed in common is not compared."""
     if not differences:
         return {"paired": False, "n": 0}
-    return {
-        "paired": True,
-        "margin": MARGIN,
-        **_fields(stats.paired_two_way(np.array(differences), MARGIN)),
-    }
+    result = stats.paired_two_way(np.array(differences), MARGIN, bounds=(-1.0, 1.0))
+    return {"paired": True, "margin": MARGIN, **_fields(result)}
 
 
 def _fields(result: stats.Comparison) -> Row:

@@ -91,7 +91,7 @@ def verdict(place: Row, main: Mapping[str, Row], completeness: Mapping[str, Row]
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return text if text.startswith("λ") else text[:1].upper() + text[1:]
 
 
 def _which(place: Row, main: Mapping[str, Row]) -> str:
@@ -104,11 +104,12 @@ def _which(place: Row, main: Mapping[str, Row]) -> str:
             f"No point plans clearly better than random actions {protocol}: "
             f"the best, {name}, reaches {percent(best['value'])} {against}."
         )
-    interval = "no interval"
     if best["ci_low"] is not None:
-        interval = f"{span(best)}, {best['ci_method']}, n = {best['n']}"
+        interval = f"95 % t interval {span(best)} over {count(best['n'], 'seed')}"
     elif best["n"] == 1:
         interval = "one seed, so no interval"
+    else:
+        interval = f"all {best['n']} seeds equal, so no interval"
     text = f"{_sentence(name)} plans best {protocol}: {percent(best['value'])} success ({interval})"
     if against:
         text += f", {against}"
@@ -211,9 +212,10 @@ def _probing(every: pl.DataFrame, best: Row) -> str:
         return ""
     per_layer = rows.group_by("layer").agg(pl.col("mean").min()).sort("mean", "layer")
     layer, low = per_layer.row(per_layer.height - 1)
+    source = {"projected": "projected embedding", "encoder": "encoder's output"}.get(layer, layer)
     return (
-        f"At {best['text']} a linear probe of the {layer} reads every quantity with r of "
-        f"at least {low:.2f} (mean over seeds)"
+        f"At {best['text']} a linear probe of the {source} reads every quantity with r of at least "
+        f"{low:.2f} (mean over seeds)"
     )
 
 
@@ -228,5 +230,5 @@ def _surprise(every: pl.DataFrame, comparison: pl.DataFrame, best: Row) -> str:
     for row in ratios.sort("mean", descending=True).iter_rows(named=True):
         p_value = p_values.get(row["event"])
         tested = f" ({p_text(p_value)})" if p_value is not None else ""
-        parts.append(f"{row['event']} surprises {row['mean']:.1f} × as much as no event{tested}")
-    return f"At {best['text']} {listed(parts)}"
+        parts.append(f"{row['mean']:.1f} × its control for {row['event']}{tested}")
+    return f"At {best['text']} surprise is {listed(parts)}"

@@ -1,6 +1,6 @@
 """One number per run and metric, and how these spread over the seeds of a point."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -20,7 +20,7 @@ FINISHED = ("done", "stopped", "diverged")
 
 T_OVER_SEEDS = "95 % t over seeds"
 WILSON_PAIRS = "95 % Wilson over start/goal pairs"
-WILSON_SEEDS = "95 % Wilson over seeds"
+WILSON_RUN = "95 % Wilson over the episodes of one run"
 WILSON_POOLED = "95 % Wilson over pooled episodes (first check: episodes of one run are dependent)"
 
 _VALUES: dict[str, pl.DataType] = {
@@ -152,9 +152,11 @@ def measure(tables: Mapping[str, pl.DataFrame], values: pl.DataFrame) -> pl.Data
     """The `stability` table: per point, metric and place, over all runs and over converged ones.
 
     "all" counts a diverged run as no success; metrics other than success have no value for it, so
-    there both rows agree. Floors come as rows with null method, point and lam.
+    there both rows agree. Each run has its own row too (`runs` is `seed=0`), so that a figure can show
+    every seed. Floors come as rows with null method, point and lam.
     """
-    counts = _counts(tables)
+    collapsed = tables["latents"].filter(pl.col("collapsed"))["trial_id"].unique().to_list()
+    counts = _counts(tables["trials"], collapsed)
     nothing = {"num_collapsed": 0, "num_diverged": 0, "num_failed": 0}
     rows: list[dict[str, Any]] = []
     combination = [*POINT, "metric", *PLACE]
@@ -164,6 +166,7 @@ def measure(tables: Mapping[str, pl.DataFrame], values: pl.DataFrame) -> pl.Data
         for runs in ("all", "converged"):
             chosen = group if runs == "all" else group.filter(~pl.col("diverged"))
             rows.append({**keys, **point, "runs": runs, **_describe(str(keys["metric"]), chosen)})
+        rows += [{**keys, **_single(run, collapsed)} for run in group.iter_rows(named=True)]
     return make_frame(rows + _floors(tables["planning"]), SCHEMAS["stability"])
 
 
@@ -195,17 +198,35 @@ def _describe(metric: str, runs: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _counts(tables: Mapping[str, pl.DataFrame]) -> dict[tuple[Any, ...], dict[str, int]]:
+def _single(run: dict[str, Any], collapsed: Sequence[str]) -> dict[str, Any]:
+    """One run's row; for a rate with Wilson's interval, which holds for this one model only."""
+    row = {
+        "runs": f"seed={run['seed']}",
+        "num_seeds": 1,
+        "num_eval_seeds": run["num_eval_seeds"],
+        "mean": run["value"],
+        "ci_method": "none: one run",
+        "num_collapsed": int(run["trial_id"] in collapsed),
+        "num_diverged": int(run["diverged"]),
+        "num_failed": 0,
+    }
+    n = run["num_episodes"]
+    if run["metric"] in RATES:
+        row["num_episodes"] = n
+        interval = stats.wilson(round(run["value"] * n), n)
+        if interval is not None:
+            row |= {"ci_low": interval.low, "ci_high": interval.high, "ci_method": WILSON_RUN}
+    return row
+
+
+def _counts(
+    trials: pl.DataFrame, collapsed: Sequence[str]
+) -> dict[tuple[Any, ...], dict[str, int]]:
     """Per point: how many trials collapsed, diverged, failed."""
-    collapsed = tables["latents"].filter(pl.col("collapsed"))["trial_id"].unique().to_list()
-    per_point = (
-        tables["trials"]
-        .group_by(POINT, maintain_order=True)
-        .agg(
-            pl.col("trial_id").is_in(collapsed).sum().alias("num_collapsed"),
-            (pl.col("status") == "diverged").sum().alias("num_diverged"),
-            (pl.col("status") == "failed").sum().alias("num_failed"),
-        )
+    per_point = trials.group_by(POINT, maintain_order=True).agg(
+        pl.col("trial_id").is_in(list(collapsed)).sum().alias("num_collapsed"),
+        (pl.col("status") == "diverged").sum().alias("num_diverged"),
+        (pl.col("status") == "failed").sum().alias("num_failed"),
     )
     return {
         tuple(row[name] for name in POINT): {k: int(row[k]) for k in row if k not in POINT}

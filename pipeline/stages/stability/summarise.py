@@ -191,16 +191,23 @@ def _plateau(base: Row, best: Row, stability: pl.DataFrame, clear: float | None)
 
 
 def _completeness(group: Row, trials: pl.DataFrame, cells: pl.DataFrame) -> dict[str, Row]:
-    """How many trials there are of each status, and what of trials and evaluation is missing."""
-    same = [pl.col(name) == value for name, value in group.items()]
+    """How many trials there are of each status, and what of trials and evaluation is missing.
+
+    Only trained trials have cells to miss.
+    """
+    trials = trials.filter(*[pl.col(name) == value for name, value in group.items()])
+    trained = trials.filter(pl.col("status").is_in(["done", "stopped"]))["trial_id"].to_list()
     rows = []
-    for noun, table in (("trial", trials.filter(*same)), ("evaluation cell", cells.filter(*same))):
+    for noun, table in (
+        ("trial", trials),
+        ("evaluation cell", cells.filter(pl.col("trial_id").is_in(trained))),
+    ):
         counts = dict(table.group_by("status").len().sort("status").iter_rows())
         lacking = {k: n for k, n in counts.items() if k not in ("done", "stopped", "diverged")}
         text = f"all {noun}s have finished" if table.height else f"there are no {noun}s"
         if lacking:
             parts = ", ".join(f"{n} {name}" for name, n in lacking.items())
-            text = f"{sum(lacking.values())} of {findings.count(table.height, noun)} have no result"
+            text = f"no result from {sum(lacking.values())} of {findings.count(table.height, noun)}"
             text += f" ({parts})"
         name = noun.split()[-1] + "s"
         total = {**group, "n": table.height}

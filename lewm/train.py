@@ -1,0 +1,439 @@
+"""Training with exact resume: `train()`, and `python -m lewm.train` for one run without Ray.
+
+A run that is killed at any moment and started again ends in the same bits as one left alone: the
+checkpoint holds weights, optimiser, generators and curve, and the data order is a function of
+(seed, epoch), so the step alone says where in it we are.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lewm.checkpoint import atomic_file, load_checkpoint, load_strictly, save_checkpoint
+from lewm.config import RECIPE_VERSION, TRAINING_FIELDS, Config, OptimConfig, make_config
+from lewm.curve import RunFiles, make_curve, newest, record
+from lewm.data.clips import ClipData, prepare_frames
+from lewm.data.episodes import EpisodeFile
+from lewm.methods import Batch, Method, make_method
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended: `step` updates were made, or the next one would not have been finite."""
+
+    status: Literal["done", "diverged"]
+    step: int
+
+
+@dataclass
+class _Run:
+    """Everything of a run that changes while it trains, and what it needs around it."""
+
+    config: Config
+    run_dir: Path
+    device: torch.device
+    data: ClipData
+    val: ClipData
+    method: Method
+    optimiser: torch.optim.AdamW
+    directions: torch.Generator
+    num_steps: int
+    curve: Tensor
+
+    def describe(self) -> str:
+        return (
+            f"{self.config.method} with {self.method.num_params:,} parameters on {self.device}, "
+            f"{len(self.data):,} training clips"
+        )
+
+
+def train(
+    config: Config, run_dir: Path, dataset: Path, report: Report | None = None
+) -> TrainResult:
+    """Trains to the end, from the newest checkpoint in `run_dir` if there is one.
+
+    Args:
+        run_dir: gets config.json, checkpoint.pt, checkpoint.prev.pt, curve.jsonl, progress.json and
+            train.log; no other process may use it meanwhile.
+        dataset: episode file (published layout).
+        report: called right after each durable checkpoint with its step and the newest values of
+            the curve's columns, and again for the one that a resumed run starts from: that report
+            may never have arrived, so the receiver drops steps it already has.
+
+    Returns:
+        `diverged` when a loss or gradient was not finite: the checkpoint then holds the weights
+        before that update, and training again returns the same at once.
+
+    Raises:
+        ValueError: the dataset does not fit the config, or `run_dir` holds another run.
+    """
+    device = _setup_torch(config)
+    with EpisodeFile(dataset) as file:
+        run = _make_run(config, run_dir, file, device)
+        resumed_at, diverged = _resume(run)
+        with atomic_file(run_dir / "config.json") as text:
+            text.write(config.model_dump_json(indent=1).encode())
+        step = resumed_at or 0
+        num_rows = step + (diverged or resumed_at == run.num_steps)
+        frames_per_step = config.optim.batch_size * run.data.num_frames
+        with RunFiles(run_dir, run.curve, num_rows, frames_per_step) as files:
+            files.log(f"step {step} of {run.num_steps}: {run.describe()}")
+            if resumed_at is not None and report is not None:
+                report(step, newest(run.curve[: step + 1]))
+            if diverged:
+                return TrainResult("diverged", step)
+            batches = _batches(run, step)
+            while True:
+                last = step == run.num_steps
+                if step != resumed_at:
+                    if last or step % config.optim.eval_every == 0:
+                        record(run.curve, step, evaluate(run.method, run.val, config, device))
+                    if last:
+                        files.add_row(step)
+                    if last or step % config.run.checkpoint_every == 0:
+                        _save(run, step, files, report)
+                if last:
+                    return TrainResult("done", step)
+                finite = _train_step(run, step, next(batches))
+                files.add_row(step)
+                if not finite:
+                    files.log(f"step {step}: loss or gradient not finite")
+                    _save(run, step, files, report, diverged=True)
+                    return TrainResult("diverged", step)
+                step += 1
+
+
+def evaluate(
+    method: Method, val: ClipData, config: Config, device: torch.device
+) -> dict[str, float]:
+    """Prediction loss and latent scale on a fixed set of validation clips; draws no random number.
+
+    Returns:
+        `val_pred_loss`, as in training but in evaluation mode; `mean_std`, the standard deviation of
+        the projected embedding over all frames of the clips, averaged over its dimensions.
+    """
+    num_clips = min(config.optim.num_val_clips, len(val))
+    indices = np.linspace(0, len(val) - 1, num_clips).round().astype(np.int64)
+    errors, latents = [], []
+    method.eval()
+    with torch.inference_mode(), _autocast(config, device):
+        for first in range(0, num_clips, config.optim.batch_size):
+            batch = _on_device(val.get(indices[first : first + config.optim.batch_size]), device)
+            z_BTD = method.encode(batch.frames_BTCHW)["z"]
+            pred_BTD = method.predict(z_BTD[:, :-1], batch.actions_BTA[:, :-1])
+            errors.append((pred_BTD.float() - z_BTD[:, 1:].float()).square().mean(dim=(1, 2)))
+            latents.append(z_BTD.float().flatten(0, 1))
+    method.train()
+    return {
+        "val_pred_loss": torch.cat(errors).mean().item(),
+        "mean_std": torch.cat(latents).std(dim=0).mean().item(),
+    }
+
+
+def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
+    """Linear from 0 over `warmup_frac` of all steps, then cosine to 0; stepped every update."""
+    warmup = round(config.warmup_frac * num_steps)
+    if step < warmup:
+        return config.lr * step / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a `run.device` setting; `auto` is an accelerator where there is one.
+
+    Raises:
+        ValueError: the named device cannot be used here.
+    """
+    try:
+        if name == "auto":
+            device = torch.accelerator.current_accelerator(check_available=True)
+            return device or torch.device("cpu")
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"run.device {name!r} cannot be used here: {reason}") from None
+    return device
+
+
+def _setup_torch(config: Config) -> torch.device:
+    """Device and the process-wide settings that the bits depend on."""
+    device = pick_device(config.run.device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(config.optim.num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return device
+
+
+def _make_run(config: Config, run_dir: Path, file: EpisodeFile, device: torch.device) -> _Run:
+    """A fresh run: everything random in it comes from `config.seed`."""
+    data, val = ClipData(file, config, "train"), ClipData(file, config, "val")
+    steps_per_epoch = len(data) // config.optim.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"dataset {file.path}: {len(data)} training clips do not fill one batch of "
+            f"{config.optim.batch_size} (optim.batch_size)"
+        )
+    num_steps = config.optim.num_steps or steps_per_epoch * (config.optim.num_epochs or 0)
+    torch.manual_seed(config.seed)
+    method = make_method(config, file.action_dim).to(device)
+    optim = config.optim
+    return _Run(
+        config=config,
+        run_dir=run_dir,
+        device=device,
+        data=data,
+        val=val,
+        method=method,
+        optimiser=torch.optim.AdamW(
+            method.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
+        ),
+        directions=torch.Generator().manual_seed(config.seed),
+        num_steps=num_steps,
+        curve=make_curve(num_steps),
+    )
+
+
+def _resume(run: _Run) -> tuple[int | None, bool]:
+    """Puts the newest checkpoint into the run: its step (None without one), and whether it diverged.
+
+    Raises:
+        ValueError: the checkpoint is of another configuration or of other data.
+    """
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    state = load_checkpoint(run.run_dir)
+    if state is None:
+        return None, False
+    _check_same_run(run, state)
+    load_strictly(run.method, state["method"], run.run_dir)
+    run.optimiser.load_state_dict(state["optimiser"])
+    run.curve[: len(state["curve"])] = state["curve"]
+    run.directions.set_state(state["rng"]["directions"])
+    torch.set_rng_state(state["rng"]["torch"])
+    if run.device.type != "cpu" and state["rng"]["device"] is not None:
+        torch.get_device_module(run.device).set_rng_state(state["rng"]["device"], run.device)
+    return state["step"], state["diverged"]
+
+
+def _check_same_run(run: _Run, state: dict[str, Any]) -> None:
+    was = _training_values(json.loads(state["config"]))
+    now = _training_values(run.config.model_dump(mode="json"))
+    for key, value in now.items():
+        if key in was and was[key] != value:
+            raise ValueError(
+                f"{run.run_dir} holds a run with {key} = {was[key]!r}, asked for {value!r}; "
+                "use another run directory"
+            )
+    if state["num_clips"] != len(run.data):
+        raise ValueError(
+            f"{run.run_dir} holds a run on {state['num_clips']} training clips, "
+            f"this dataset has {len(run.data)}; use another run directory"
+        )
+
+
+def _training_values(fields: dict[str, Any]) -> dict[str, Any]:
+    """`section.key` → value of what decides the weights; the dataset's path does not."""
+    values = {}
+    for name in TRAINING_FIELDS:
+        if isinstance(fields[name], dict):
+            values.update({f"{name}.{key}": value for key, value in fields[name].items()})
+        else:
+            values[name] = fields[name]
+    values.pop("data.dataset")
+    return values
+
+
+def _save(
+    run: _Run, step: int, files: RunFiles, report: Report | None, diverged: bool = False
+) -> None:
+    """A durable checkpoint, then the live files, then the report."""
+    on_device = run.device.type != "cpu"
+    rng = {
+        "torch": torch.get_rng_state(),
+        "directions": run.directions.get_state(),
+        "device": torch.get_device_module(run.device).get_rng_state(run.device)
+        if on_device
+        else None,
+    }
+    state = {
+        "config": run.config.model_dump_json(),
+        "recipe": RECIPE_VERSION,
+        "action_dim": run.data.action_width // run.data.block,
+        "normaliser": run.data.normaliser.to_dict(),
+        "method": run.method.state_dict(),
+        "step": step,
+        "diverged": diverged,
+        "optimiser": run.optimiser.state_dict(),
+        "rng": rng,
+        "curve": run.curve[: step + 1].clone(),
+        "num_clips": len(run.data),
+    }
+    save_checkpoint(run.run_dir, state)
+    values = newest(run.curve[: step + 1])
+    files.log(f"step {step}: " + " ".join(f"{key}={value:.4g}" for key, value in values.items()))
+    files.show(step)
+    if report is not None:
+        report(step, values)
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(seed: int, epoch: int, num_clips: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(num_clips)
+
+
+def _batches(run: _Run, first: int) -> Iterator[Batch]:
+    """Batches of steps `first` .. num_steps - 1; an epoch's last short batch is dropped."""
+    size, seed = run.config.optim.batch_size, run.config.seed
+    steps_per_epoch = len(run.data) // size
+
+    def load(step: int) -> tuple[Tensor, Tensor]:
+        epoch, position = divmod(step, steps_per_epoch)
+        order = _epoch_order(seed, epoch, len(run.data))
+        return run.data.get(order[position * size : (position + 1) * size])
+
+    if run.device.type == "cpu":
+        for step in range(first, run.num_steps):
+            yield _on_device(load(step), run.device)
+    elif first < run.num_steps:
+        with ThreadPoolExecutor(max_workers=1) as pool:  # reads one batch ahead of the accelerator
+            ahead = pool.submit(load, first)
+            for step in range(first, run.num_steps):
+                clips = ahead.result()
+                if step + 1 < run.num_steps:
+                    ahead = pool.submit(load, step + 1)
+                yield _on_device(clips, run.device)
+
+
+def _on_device(clips: tuple[Tensor, Tensor], device: torch.device) -> Batch:
+    frames, actions = clips
+    return Batch(prepare_frames(frames.to(device)), actions.to(device))
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=config.optim.precision == "bf16"
+    )
+
+
+def _train_step(run: _Run, step: int, batch: Batch) -> bool:
+    """One update, and its row of the curve; False, and no update, where it would not be finite."""
+    with _autocast(run.config, run.device):
+        terms = run.method.loss(batch, run.directions)
+    run.optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(terms["loss"])
+    norm = torch.nn.utils.clip_grad_norm_(run.method.parameters(), run.config.optim.grad_clip)
+    measured = {"loss": terms["loss"], "pred_loss": terms["pred_loss"]}
+    measured |= {"sigreg_loss": terms["sigreg_loss"], "grad_norm": norm}
+    values = torch.stack(list(measured.values())).detach().tolist()  # the step's only wait
+    lr = learning_rate(step, run.num_steps, run.config.optim)
+    record(run.curve, step, {**dict(zip(measured, values, strict=True)), "lr": lr})
+    if not all(map(math.isfinite, values)):
+        return False
+    run.optimiser.param_groups[0]["lr"] = lr
+    run.optimiser.step()
+    return True
+
+
+HELP = """Train one world model, without Ray.
+
+Started again with the same arguments it goes on from the newest checkpoint in the run directory, to
+the same bits as if it had never stopped. The run directory then holds checkpoint.pt, curve.jsonl
+(one row per step), progress.json, train.log and config.json.
+
+examples:
+  python -m lewm.train --dataset tworoom.h5 --run-dir runs/one
+  python -m lewm.train --dataset small.h5 --run-dir runs/two --set loss.lam=0.1 \\
+      --set model.image_size=64 --set model.patch_size=8 --set optim.num_epochs=none \\
+      --set optim.num_steps=400 --set optim.precision=fp32
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code (0 done or diverged, 2 bad input, 130 interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lewm.train",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", type=Path, required=True, help="episode file (HDF5)")
+    parser.add_argument("--run-dir", type=Path, required=True, help="where the run lives")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a config field, e.g. optim.lr=1e-3; defaults are the published values",
+    )
+    given = parser.parse_args(arguments)
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(given.run_dir, stop), daemon=True)
+    try:
+        config = make_config(dict(_parse_override(text) for text in given.set))
+        follower.start()
+        result = train(config, given.run_dir, given.dataset)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; the same command goes on from the last checkpoint\n")
+        return 130
+    finally:
+        stop.set()
+        if follower.is_alive():
+            follower.join()
+    sys.stdout.write(f"{result.status} at step {result.step}: {given.run_dir}\n")
+    return 0
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _follow(run_dir: Path, stop: threading.Event) -> None:
+    """Shows progress.json as a line on the terminal, with the time to go."""
+    began, newline = time.time(), "\r" if sys.stderr.isatty() else "\n"
+    first, shown = None, -1
+    while not stop.wait(1.0):
+        try:
+            progress = json.loads((run_dir / "progress.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        step, num_steps = progress["step"], progress["num_steps"]
+        if progress["updated_at"] < began or step == shown:
+            continue
+        if first is None:
+            first, since = step, time.monotonic()
+        shown = step
+        pace = (time.monotonic() - since) / (step - first) if step > first else math.nan
+        left = "" if math.isnan(pace) else f", {pace * (num_steps - step):.0f} s to go"
+        loss = f", loss {progress['loss']:.4f}" if "loss" in progress else ""
+        sys.stderr.write(f"step {step}/{num_steps}{loss}{left}    {newline}")
+        sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

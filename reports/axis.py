@@ -1,0 +1,90 @@
+"""The λ axis: logarithmic, with a slot of its own for λ = 0, which has no logarithm."""
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+LAM_KEY = "loss.lam="
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A point's place on the axis."""
+
+    point: str
+    label: str
+    name: str
+    at: float
+
+
+@dataclass(frozen=True)
+class PointAxis:
+    """Where the points of one world stand, in plot units.
+
+    Attributes:
+        gap: the smallest distance between neighbours; marks are dodged by a share of it.
+        break_at: where the zero slot ends, or None.
+    """
+
+    slots: tuple[Slot, ...]
+    title: str
+    gap: float
+    break_at: float | None
+
+    def at(self, point: str) -> float:
+        """The place of a point."""
+        return next(slot.at for slot in self.slots if slot.point == point)
+
+    def name(self, point: str) -> str:
+        """The point for readers, e.g. `λ = 0.1`."""
+        return next((slot.name for slot in self.slots if slot.point == point), point)
+
+    @property
+    def domain(self) -> list[float]:
+        """Ends of the axis."""
+        return [self.slots[0].at - 0.45 * self.gap, self.slots[-1].at + 0.45 * self.gap]
+
+    def encoding(self) -> dict[str, Any]:
+        """The Vega-Lite channel `x`, read from the field `at`."""
+        places = [slot.at for slot in self.slots]
+        labels = [slot.label for slot in self.slots]
+        return {
+            "field": "at",
+            "type": "quantitative",
+            "title": self.title,
+            "scale": {"domain": self.domain, "nice": False, "zero": False},
+            "axis": {
+                "values": places,
+                "labelExpr": f"{labels!r}[indexof({places!r}, datum.value)]",
+                "grid": False,
+            },
+        }
+
+
+def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
+    """The axis over (point, lam) pairs: λ where λ alone is swept, else one equal step per point."""
+    known = sorted(set(points), key=lambda pair: (pair[1] is None, pair[1] or 0.0, pair[0]))
+    lams = [lam for point, lam in known if lam is not None and point.startswith(LAM_KEY)]
+    if len(lams) < len(known) or any(" " in point for point, _ in known) or not known:
+        slots = tuple(
+            Slot(point, point or "all", point or "the only point", float(place))
+            for place, (point, _) in enumerate(known)
+        )
+        return PointAxis(slots, "swept parameters", 1.0, None)
+    logs = [round(math.log10(lam), 6) for lam in lams if lam > 0]
+    gap = min((b - a for a, b in itertools.pairwise(logs)), default=0.5)
+    places = logs
+    break_at = None
+    if lams[0] == 0:
+        zero = round((logs[0] if logs else 0.0) - max(1.15 * gap, 0.3), 6)
+        places = [zero, *logs]
+        break_at = (zero + logs[0]) / 2 if logs else None
+    slots = tuple(
+        Slot(point, f"{lam:g}", f"λ = {lam:g}", place)
+        for (point, lam), place in zip(known, places, strict=True)
+        if lam is not None
+    )
+    title = "λ, weight of SIGReg (log scale" + ("; 0 apart)" if break_at is not None else ")")
+    return PointAxis(slots, title, gap, break_at)

@@ -1,0 +1,82 @@
+"""Numbers as a reader sees them; formats, never computes."""
+
+from typing import Any
+
+Row = dict[str, Any]
+DASH = "–"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent; a dash for none."""
+    return DASH if value is None else f"{100 * value:.0f} %"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Significant digits with a proper minus sign; a dash for none."""
+    if value is None:
+        return DASH
+    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
+    mantissa, e, exponent = text.partition("e")
+    if e:
+        text = f"{mantissa} × 10{_superscript(int(exponent))}"
+    return text.replace("-", "−")
+
+
+def _superscript(exponent: int) -> str:
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def percent_span(row: Row) -> str:
+    """A rate's interval in percent."""
+    if row["ci_low"] is None:
+        return DASH
+    return f"{100 * row['ci_low']:.0f}{DASH}{100 * row['ci_high']:.0f} %"
+
+
+def number_span(row: Row, digits: int = 3) -> str:
+    """An interval in the quantity's unit."""
+    if row["ci_low"] is None:
+        return DASH
+    return f"{number(row['ci_low'], digits)} to {number(row['ci_high'], digits)}"
+
+
+def points(value: float | None) -> str:
+    """A difference of rates in percentage points, signed."""
+    return DASH if value is None else f"{100 * value:+.0f}".replace("-", "−")
+
+
+def points_span(row: Row) -> str:
+    """The interval of a difference of rates, in percentage points."""
+    if row["ci_low"] is None:
+        return DASH
+    return f"{points(row['ci_low'])} to {points(row['ci_high'])}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value, small ones as a bound."""
+    if value is None:
+        return DASH
+    return f"{value:.2g}" if value >= 1e-3 else "< 0.001"
+
+
+def between(values: list[int | None], noun: str) -> str:
+    """`3 seeds` or `2–3 seeds`: what n is, over several points."""
+    known = sorted({value for value in values if value is not None})
+    if not known:
+        return f"no {noun}s"
+    span = str(known[0]) if len(known) == 1 else f"{known[0]}{DASH}{known[-1]}"
+    return f"{span} {noun}{'' if known[-1] == 1 else 's'}"
+
+
+def world(env: str) -> str:
+    """`two_room` as `Two-Room`."""
+    return "-".join(part.capitalize() for part in env.split("_"))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a reader's unit."""
+    if seconds is None:
+        return DASH
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,487 @@
+"""What the page shows of one world: rows of the tables, chosen, ordered and formatted."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from reports import text
+from reports.axis import LAM_KEY, PointAxis, make_axis
+from reports.figures import Figure, curve_chart, point_chart, state
+
+Row = dict[str, Any]
+Tables = Mapping[str, pl.DataFrame]
+SETTING = ("protocol", "planner", "eval_point")
+EMBEDDING = "projected"
+RATE_SCALE = {"domain": [0, 1], "nice": False}
+T_CAPTION = (
+    "Bars: mean; whiskers: 95 % t interval over seeds, none where seeds are too few or equal."
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """One method in one environment with one profile: a chapter of the report."""
+
+    key: Row
+    tables: Tables
+    axis: PointAxis
+
+    def rows(self, table: str, **where: Any) -> list[Row]:
+        """Rows of a table of this world with the given values, by λ, then point."""
+        frame = self.tables[table]
+        same = [pl.col(name).eq_missing(pl.lit(value)) for name, value in where.items()]
+        return frame.filter(*same).sort("lam", "point", maintain_order=True).to_dicts()
+
+    def summary(self, quantity: str, **where: Any) -> Row:
+        """The summary row of a quantity; an empty dict if there is none."""
+        rows = self.rows("summary", quantity=quantity, **where)
+        return rows[0] if rows else {}
+
+    def spread(self, metric: str, **where: Any) -> tuple[list[Row], list[Row]]:
+        """`stability` rows of a metric: over all runs of each point, and run by run."""
+        rows = [row for row in self.rows("stability", metric=metric, **where) if row["method"]]
+        means = [row for row in rows if row["runs"] == "all"]
+        return means, [row for row in rows if row["runs"].startswith("seed=")]
+
+
+def worlds(tables: Tables) -> list[World]:
+    """The chapters, in the order of their keys."""
+    names = ["method", "env", "profile"]
+    frames = [tables[name].select(names) for name in ("trials", "stability")]
+    keys = pl.concat(frames).filter(pl.col("method").is_not_null()).unique().sort(names)
+    found = []
+    for key in keys.iter_rows(named=True):
+        place = [pl.col(name) == key[name] for name in ("env", "profile")]
+        own = pl.col("method").is_null() | (pl.col("method") == key["method"])
+        chosen = {name: frame.filter(own, *place) for name, frame in tables.items()}
+        points = chosen["trials"].select("point", "lam").unique().drop_nulls("point")
+        pairs = [(str(point), lam) for point, lam in points.iter_rows()]
+        found.append(World(dict(key), chosen, make_axis(pairs)))
+    return found
+
+
+def settings(world: World) -> list[Row]:
+    """The planning settings, the verdict's first."""
+    main = world.summary("verdict")
+    found = [
+        {name: row[name] for name in SETTING}
+        for row in world.rows("summary", quantity="best_point")
+    ]
+    found.sort(key=lambda row: (any(row[name] != main.get(name) for name in SETTING), str(row)))
+    return found
+
+
+def setting_name(setting: Row) -> str:
+    """A planning setting for readers."""
+    extra = f", {setting['eval_point']}" if setting["eval_point"] else ""
+    return f"{setting['protocol']} protocol, {str(setting['planner']).upper()} planner{extra}"
+
+
+def success_figure(world: World, setting: Row, name: str, height: int) -> Figure:
+    """Success against λ under one planning setting."""
+    means, runs = world.spread("success", **setting)
+    floors = [
+        row
+        for row in world.rows("stability", metric="success", protocol=setting["protocol"])
+        if row["method"] is None and row["planner"] in ("random", "oracle")
+    ]
+    low, high = (world.summary(f"plateau_{end}", **setting) for end in ("low", "high"))
+    plateau = None
+    if low.get("value") is not None:
+        places = {row["lam"]: world.axis.at(row["point"]) for row in means}
+        if low["value"] in places and high["value"] in places:
+            plateau = (places[low["value"]], places[high["value"]])
+    pairs = text.between([row["num_episodes"] for row in floors], "pair")
+    caption = (
+        f"{setting_name(setting).capitalize()}. Each mark is one training seed "
+        f"({text.between([row['num_seeds'] for row in means], 'seed')} per point, "
+        f"{text.between([row['num_episodes'] for row in runs], 'episode')} each; a diverged run counts "
+        f"as no success). {T_CAPTION} Grey: planners without a model on the same pairs, band 95 % "
+        f"Wilson ({pairs})."
+    )
+    if plateau is not None:
+        caption += f" Shaded: plateau, {low['ci_method']}."
+    spec = point_chart(
+        world.axis,
+        means,
+        runs,
+        quantity="planning success (% of episodes)",
+        y_format=".0%",
+        y_scale=RATE_SCALE,
+        floors=floors,
+        plateau=plateau,
+    )
+    return Figure(name, f"Planning success, {setting_name(setting)}", caption, spec, height)
+
+
+def success_table(world: World, setting: Row) -> Row:
+    """Success per point: over all runs, among converged ones, against best and random."""
+    rows = []
+    best = world.summary("best_point", **setting).get("point")
+    for row in world.rows("stability", metric="success", runs="all", **setting):
+        if row["method"] is None:
+            continue
+        at = {"metric": "success", "point": row["point"], **setting}
+        converged = world.rows("stability", runs="converged", **at)
+        against = {r["other"]: r for r in world.rows("comparison", **at)}
+        rows.append(
+            {
+                "best": row["point"] == best,
+                "cells": [
+                    world.axis.name(row["point"]),
+                    row["num_seeds"],
+                    text.percent(row["mean"]),
+                    text.percent_span(row),
+                    text.percent(row["iqm"]),
+                    text.percent(row["worst"]),
+                    text.points(row["std"]).lstrip("+"),
+                    text.percent(converged[0]["mean"]) if converged else text.DASH,
+                    f"{row['num_collapsed']} / {row['num_diverged']} / {row['num_failed']}",
+                    *_difference(against.get(best)),
+                    *_difference(against.get("random")),
+                ],
+            }
+        )
+    return {"name": setting_name(setting), "rows": rows, "findings": _facts(world, setting)}
+
+
+def _difference(row: Row | None) -> list[str]:
+    if row is None:
+        return [text.DASH, text.DASH]
+    span = f" ({text.points_span(row)})" if row["ci_low"] is not None else ""
+    return [f"{text.points(row['diff'])}{span}", text.p_value(row["p_adjusted"])]
+
+
+def _facts(world: World, setting: Row) -> list[Row]:
+    """The numbers under the verdict, each with its n."""
+    best = world.summary("best_point", **setting)
+    success = world.summary("best_success", **setting)
+    pooled = world.summary("best_success_pooled", **setting)
+    worst, chance = world.summary("worst_seed", **setting), world.summary("p_best", **setting)
+    low, high = (world.summary(f"plateau_{end}", **setting) for end in ("low", "high"))
+    # floor rows name the floor as their planner
+    random = world.summary("floor_random", protocol=setting["protocol"])
+    oracle = world.summary("floor_oracle", protocol=setting["protocol"])
+    seeds = text.between([success["n"]], "seed")
+    plateau = "none"
+    if low.get("value") is not None:
+        ends = (text.number(low["value"]), text.number(high["value"]))
+        plateau = ends[0] if ends[0] == ends[1] else text.DASH.join(ends)
+    facts = [
+        ("best point", best["text"], f"of {text.between([best['n']], 'point')}"),
+        ("success there", text.percent(success["value"]), _interval_note(success, seeds)),
+        ("worst seed", text.percent(worst["value"]), f"of {seeds}"),
+        ("plateau", f"λ {plateau}" if plateau != "none" else plateau, _plateau_note(low)),
+        ("stays best", text.percent(chance["value"]), "of draws, seeds resampled"),
+    ]
+    for row, name in ((random, "random actions"), (oracle, "recorded actions")):
+        if row:
+            facts.append(
+                (name, text.percent(row["value"]), f"{text.percent_span(row)}, n = {row['n']}")
+            )
+    if pooled.get("ci_low") is not None:
+        note = f"{text.percent_span(pooled)}, Wilson, n = {pooled['n']}; a first check only"
+        facts.append(("episodes pooled", text.percent(pooled["value"]), note))
+    return [{"label": label, "value": value, "note": note} for label, value, note in facts]
+
+
+def _interval_note(success: Row, seeds: str) -> str:
+    if success["ci_low"] is None:
+        return f"no interval: {success['ci_method'].removeprefix('none: ')}"
+    return f"{text.percent_span(success)}, t over {seeds}"
+
+
+def _plateau_note(low: Row) -> str:
+    return f"{low['n']} tested values" if low.get("value") is not None else ""
+
+
+HEALTH = (
+    ("mean_std", "standard deviation per dimension, mean", {"zero": True}, (1.0, "target 1")),
+    ("epps_pulley", "Epps–Pulley distance to N(0, 1), per sample", {"zero": True}, None),
+    ("effective_rank", "effective rank (of the latent width)", {"zero": True}, None),
+    ("straightness", "temporal straightness (mean cosine)", {"zero": False}, None),
+)
+
+
+def health_figures(world: World, prefix: str) -> list[Figure]:
+    """Latent health of the projected embedding against λ."""
+    figures = []
+    for metric, title, scale, reference in HEALTH:
+        means, runs = world.spread(metric, layer=EMBEDDING)
+        if runs:
+            spec = point_chart(
+                world.axis, means, runs, quantity=title, y_scale=dict(scale), reference=reference
+            )
+            caption = (
+                f"Projected embedding; {text.between([r['num_seeds'] for r in means], 'seed')}."
+            )
+            figures.append(Figure(f"{prefix}-{metric}", title, caption, spec, 210))
+    return figures
+
+
+CURVES = (
+    ("pred_loss", "prediction loss (training)", True),
+    ("val_pred_loss", "prediction loss (validation)", True),
+    ("sigreg_loss", "SIGReg statistic", True),
+    ("mean_std", "standard deviation per dimension, mean", False),
+)
+
+
+def curve_figures(world: World, prefix: str) -> list[Figure]:
+    """Training curves, every seed a line."""
+    if world.tables["curves"].is_empty():
+        return []
+    frames = world.tables["curves"].sort("lam", "point", "seed", "step")
+    fates = {
+        (row["point"], row["runs"]): state(row)
+        for row in world.spread("mean_std", layer=EMBEDDING)[1]
+    }
+    lost = {row["trial_id"] for row in world.rows("trials", status="diverged")}
+    runs = []
+    for (trial, point, seed), frame in frames.group_by(
+        "trial_id", "point", "seed", maintain_order=True
+    ):
+        fate = fates.get((str(point), f"seed={seed}"), "healthy")
+        runs.append(
+            {
+                "name": world.axis.name(str(point)),
+                "run": f"seed {seed}",
+                "state": "diverged" if trial in lost else fate,
+                "rows": frame.to_dicts(),
+            }
+        )
+    names = [slot.name for slot in world.axis.slots]
+    figures = []
+    for metric, title, log in CURVES:
+        spec = curve_chart(runs, names, metric, title, log)
+        if spec["data"]["values"]:
+            figures.append(Figure(f"{prefix}-curve-{metric}", title, "", spec, 230, curves=True))
+    return figures
+
+
+def probe_table(world: World) -> Row:
+    """Probes: a row per target, layer and probe, a column per point."""
+    cells: dict[tuple[str, ...], dict[str, Row]] = {}
+    for metric in ("probe_r", "probe_mse"):
+        for row in world.rows("stability", metric=metric, runs="all"):
+            place = (row["target"], row["layer"], row["probe"])
+            cells.setdefault(place, {}).setdefault(row["point"], {})[metric] = row
+    best = world.summary("verdict") and world.summary("best_point", **_main(world)).get("point")
+    points = [slot.point for slot in world.axis.slots]
+    rows = []
+    for key, found in sorted(cells.items()):
+        columns = []
+        for point in points:
+            r, mse = (found.get(point, {}).get(m) for m in ("probe_r", "probe_mse"))
+            columns.append(
+                {
+                    "best": point == best,
+                    "r": f"{r['mean']:.2f}".replace("-", "−") if r else text.DASH,
+                    "spread": f"± {r['std']:.2f}" if r and r["std"] is not None else "",
+                    "mse": f"{mse['mean']:.3f}" if mse else text.DASH,
+                }
+            )
+        rows.append({"key": key, "columns": columns})
+    means = world.rows("stability", metric="probe_r", runs="all")
+    counts = world.tables["probing"].select("num_train", "num_test").unique().sort("num_train")
+    return {
+        "points": [{"name": slot.name, "best": slot.point == best} for slot in world.axis.slots],
+        "rows": rows,
+        "n": text.between([row["num_seeds"] for row in means], "seed"),
+        "frames": [
+            f"{train:,} training and {test:,} held-out frames" for train, test in counts.iter_rows()
+        ],
+    }
+
+
+def _main(world: World) -> Row:
+    verdict = world.summary("verdict")
+    return {name: verdict[name] for name in SETTING}
+
+
+def surprise_table(world: World) -> list[Row]:
+    """Surprise against its control, per event and point."""
+    kinds = dict(
+        world.tables["surprise"].select("event", "kind").unique().sort("event").iter_rows()
+    )
+    rows = []
+    for ratio in world.rows("stability", metric="surprise_ratio", runs="all"):
+        at = {"point": ratio["point"], "event": ratio["event"], "runs": "all"}
+        level = world.rows("stability", metric="surprise", **at)
+        control = world.rows("stability", metric="surprise_control", **at)
+        tests = world.rows("comparison", point=ratio["point"], event=ratio["event"])
+        test = tests[0] if tests else None
+        rows.append(
+            {
+                "event": ratio["event"],
+                "kind": kinds.get(ratio["event"], ""),
+                "collapsed": bool(ratio["num_collapsed"]),
+                "cells": [
+                    world.axis.name(ratio["point"]),
+                    text.number(level[0]["mean"]) if level else text.DASH,
+                    text.number(control[0]["mean"]) if control else text.DASH,
+                    f"{ratio['mean']:.2f}",
+                    text.number_span(ratio),
+                    text.percent(test["p_improvement"]) if test else text.DASH,
+                    text.p_value(test["p_adjusted"]) if test else text.DASH,
+                    f"{test['n']} × {ratio['num_seeds']}"
+                    if test
+                    else f"{text.DASH} × {ratio['num_seeds']}",
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: str(row["event"]))
+
+
+def trial_rows(world: World) -> list[Row]:
+    """Every trial with its fate; failed and diverged ones first."""
+    rank = {"failed": 0, "diverged": 1, "unavailable": 2, "pending": 3, "running": 3}
+    rows = []
+    for row in world.rows("trials"):
+        notes = [row["error"], row["stop_reason"]]
+        if row["diverged_step"] is not None:
+            notes.append(f"not finite at step {row['diverged_step']:,}")
+        rows.append(
+            {
+                "status": row["status"],
+                "note": "; ".join(note for note in notes if note),
+                "cells": [
+                    world.axis.name(row["point"] or ""),
+                    row["seed"],
+                    row["trial_id"],
+                    (row["checkpoint_hash"] or text.DASH)[:12],
+                    text.duration(row["wall_s"]),
+                    text.number(row["peak_mem_gb"]) + " GB" if row["peak_mem_gb"] else text.DASH,
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: rank.get(str(row["status"]), 9))
+
+
+def failed_cells(world: World) -> list[Row]:
+    """Evaluation cells that have failed, with their errors."""
+    return [
+        {"name": world.axis.name(row["point"] or ""), **row}
+        for row in world.rows("cells", status="failed")
+    ]
+
+
+def protocol_table(protocols: Mapping[str, Any], tables: Tables) -> Row:
+    """Protocols as columns: their rules, then the floors measured under them."""
+    names = list(protocols)
+    keys = list(dict.fromkeys(key for table in protocols.values() for key in table))
+    rows = [
+        {
+            "name": PROTOCOL_WORDS.get(key, key),
+            "cells": [_setting(protocols[name].get(key)) for name in names],
+        }
+        for key in keys
+    ]
+    floors = tables["stability"].filter(pl.col("method").is_null(), pl.col("metric") == "success")
+    for planner in ("random", "zero", "oracle"):
+        cells = []
+        for name in names:
+            found = floors.filter(
+                pl.col("planner") == planner, pl.col("protocol") == name
+            ).to_dicts()
+            cells.append(_floor(found[0]) if found else text.DASH)
+        if any(cell != text.DASH for cell in cells):
+            rows.append({"name": f"floor: {FLOOR_WORDS[planner]}", "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+def _floor(row: Row) -> str:
+    return f"{text.percent(row['mean'])} ({text.percent_span(row)}, n = {row['num_episodes']})"
+
+
+FLOOR_WORDS = {
+    "random": "random actions",
+    "zero": "no action",
+    "oracle": "the recorded actions",
+}
+PROTOCOL_WORDS = {
+    "episodes": "episodes from",
+    "pre_solved": "starts already solved",
+    "sampling": "start sampling",
+    "collision": "collision rule",
+    "hold": "success must hold (steps)",
+    "goal_offset": "goal offset (steps)",
+    "budget": "budget (steps)",
+    "success": "success rule",
+}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_setting(inner)}" for key, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_setting(inner) for inner in value)
+    return text.DASH if value is None else str(value)
+
+
+def provenance(meta: Mapping[str, Any], tables: Tables) -> list[tuple[str, str]]:
+    """Where the numbers come from: (name, value), what is unknown left out."""
+    rows: list[tuple[str, Any]] = [
+        ("sweep", meta.get("folder") or meta.get("name")),
+        ("command", meta.get("command")),
+        ("begun", meta.get("begun_at")),
+        ("git commit", _distinct(tables["trials"], "git_commit") or meta.get("git_commit")),
+        ("dataset (content hash)", _distinct(tables["trials"], "dataset_hash")),
+        ("behaviour policy", _distinct(tables["trials"], "policy")),
+        ("parameters", _distinct(tables["trials"], "num_params", ",")),
+        ("optimiser steps", _distinct(tables["trials"], "num_steps", ",")),
+        ("batch size (λ is tied to it)", _distinct(tables["trials"], "batch_size")),
+        ("precision", _distinct(tables["trials"], "precision")),
+        ("threads per trial", _distinct(tables["trials"], "num_threads")),
+        ("planner", _setting(dict(meta["planning"])) if meta.get("planning") else None),
+        ("manifests", _distinct(tables["planning"], "manifest_hash")),
+        ("trained on", _machines(tables["trials"])),
+        (
+            "machine of the first command",
+            _setting(meta.get("machine")) if meta.get("machine") else None,
+        ),
+        ("versions", _versions(meta, tables["trials"])),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _distinct(frame: pl.DataFrame, column: str, spec: str = "") -> str:
+    values = frame[column].drop_nulls().unique().sort().to_list()
+    return ", ".join(format(value, spec) for value in values)
+
+
+def _machines(trials: pl.DataFrame) -> str:
+    pairs = trials.select("host", "device").drop_nulls().unique().sort("host", "device")
+    return ", ".join(f"{host} ({device})" for host, device in pairs.iter_rows())
+
+
+def _versions(meta: Mapping[str, Any], trials: pl.DataFrame) -> str:
+    found = trials["versions"].drop_nulls().unique().sort().to_list()
+    try:
+        tables = [json.loads(value) for value in found] or [meta.get("versions") or {}]
+    except json.JSONDecodeError:
+        return "; ".join(found)
+    return "; ".join(", ".join(f"{k} {v}" for k, v in table.items()) for table in tables)
+
+
+def collapse_rule(meta: Mapping[str, Any]) -> str:
+    """The rule by which a run counts as collapsed, as far as the sweep's settings tell it."""
+    variants = meta.get("variants") or [{}]
+    latents = variants[0].get("config", {}).get("latents", {})
+    if "collapse_std" not in latents:
+        return ""
+    share = text.percent(latents["collapse_epps_pulley"])
+    return (
+        f"Collapsed: mean standard deviation below {latents['collapse_std']:g}, or Epps–Pulley distance "
+        f"above {share} of a point mass's. "
+    )
+
+
+def swept_lam(world: World) -> bool:
+    """Whether λ is what the world's points differ in."""
+    return all(slot.point.startswith(LAM_KEY) for slot in world.axis.slots)

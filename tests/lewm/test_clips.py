@@ -1,0 +1,154 @@
+"""Clips: which exist, what they hold, how they are split and normalised."""
+
+import numpy as np
+import pytest
+import torch
+
+from lewm.config import make_config
+from lewm.data.clips import ClipData, Normaliser, prepare_frames, split_episodes
+from lewm.data.episodes import EpisodeFile, write_episodes
+
+torch.set_num_threads(1)
+
+LENGTHS = (20, 19, 33, 25, 40, 22, 21, 30, 26, 28)
+SIZE = 8
+
+
+def config(**overrides):
+    small = {"model.image_size": SIZE, "model.patch_size": SIZE, "data.holdout_frac": 0.3}
+    return make_config(small | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """Ten episodes whose pixels and actions tell episode and step."""
+    episodes = []
+    for number, length in enumerate(LENGTHS):
+        pixels = np.zeros((length, SIZE, SIZE, 3), dtype=np.uint8)
+        pixels[..., 0] = number
+        pixels[..., 1] = np.arange(length)[:, None, None]
+        pixels[:, 2, 5, 2] = 255
+        steps = np.arange(length, dtype=np.float32)
+        action = np.stack([steps, 100.0 * number - steps], axis=1).astype(np.float32)
+        action[-1] = np.nan
+        episodes.append({"pixels": pixels, "action": action})
+    file = tmp_path_factory.mktemp("clips") / "data.h5"
+    write_episodes(file, episodes)
+    return file
+
+
+@pytest.fixture
+def file(path):
+    with EpisodeFile(path) as opened:
+        yield opened
+
+
+def test_split_is_fixed_disjoint_and_complete():
+    train, held_out = split_episodes(100, 0.1, 3072)
+    assert len(held_out) == 10 and not set(train) & set(held_out)
+    assert sorted([*train, *held_out]) == list(range(100))
+    np.testing.assert_array_equal(split_episodes(100, 0.1, 3072)[1], held_out)
+    assert not np.array_equal(split_episodes(100, 0.1, 1)[1], held_out)
+    assert len(split_episodes(2, 0.01, 0)[1]) == 1
+    with pytest.raises(ValueError, match="needs 2 episodes"):
+        split_episodes(1, 0.5, 0)
+
+
+def test_split_does_not_depend_on_the_training_seed(file):
+    starts = [ClipData(file, config(seed=seed), "val").starts for seed in (0, 1)]
+    np.testing.assert_array_equal(*starts)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_every_start_of_every_long_episode(file, part):
+    cfg = config()
+    train, held_out = split_episodes(10, 0.3, cfg.data.split_seed)
+    episodes = train if part == "train" else held_out
+    clips = ClipData(file, cfg, part)
+    assert len(clips) == sum(max(LENGTHS[e] - 19, 0) for e in episodes)
+    frames, _ = clips.get(np.arange(len(clips)))
+    assert set(frames[:, :, 0].unique().tolist()) <= set(episodes.tolist())
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_a_clip_holds_its_frames_and_actions(file, memory):
+    clips = ClipData(file, config(run__pixels_in_memory_gb=memory), "train")
+    assert clips.in_memory == (memory > 0)
+    indices = np.array([len(clips) - 1, 0, 7, 7])
+    frames, actions = clips.get(indices)
+    assert frames.shape == (4, 4, 3, SIZE, SIZE) and frames.dtype == torch.uint8
+    assert actions.shape == (4, 4, 10) and actions.dtype == torch.float32
+    assert frames.is_contiguous() and not actions.isnan().any()
+    assert (frames[:, :, 2, 2, 5] == 255).all() and frames[:, :, 2].sum() == 16 * 255
+    steps = frames[:, :, 1, 0, 0].numpy()
+    np.testing.assert_array_equal(np.diff(steps, axis=1), 5)
+    raw = clips.normaliser.invert(actions.reshape(4, 20, 2).numpy())
+    for clip in range(4):
+        episode, first = int(frames[clip, 0, 0, 0, 0]), int(steps[clip, 0])
+        row = np.arange(first, first + 20)
+        known = row < LENGTHS[episode] - 1
+        np.testing.assert_allclose(raw[clip, known, 0], row[known], atol=1e-3)
+        np.testing.assert_allclose(raw[clip, known, 1], 100 * episode - row[known], atol=1e-2)
+        assert (actions.reshape(4, 20, 2)[clip, ~known] == 0).all()
+
+
+def test_last_clip_of_an_episode_ends_in_a_zero_action(file):
+    clips = ClipData(file, config(), "train")
+    _, actions = clips.get(np.array([len(clips) - 1]))
+    assert (actions[0, -1, -2:] == 0).all() and (actions[0, -1, :-2] != 0).any()
+
+
+def test_normaliser_is_fitted_on_train_episodes_only(file):
+    cfg = config()
+    train, _ = split_episodes(10, 0.3, cfg.data.split_seed)
+    action = file.read("action")
+    rows = np.concatenate([action[file.rows(e)] for e in train])
+    expected = Normaliser.fit(rows)
+    for part in ("train", "val"):
+        found = ClipData(file, cfg, part).normaliser
+        np.testing.assert_array_equal(found.mean, expected.mean)
+    assert not np.array_equal(expected.mean, Normaliser.fit(action).mean)
+
+
+def test_normaliser_round_trip_and_errors():
+    rng = np.random.default_rng(0)
+    actions = rng.normal(3.0, 2.0, (500, 2))
+    actions[10] = np.nan
+    fitted = Normaliser.fit(actions)
+    scores = fitted.apply(actions)
+    clean = scores[np.isfinite(scores).all(axis=1)]
+    np.testing.assert_allclose(clean.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(clean.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(fitted.invert(clean), np.delete(actions, 10, axis=0), atol=1e-5)
+    back = Normaliser.from_dict(fitted.to_dict())
+    np.testing.assert_array_equal(back.mean, fitted.mean)
+    np.testing.assert_array_equal(back.std, fitted.std)
+    with pytest.raises(ValueError, match="no finite actions"):
+        Normaliser.fit(np.full((3, 2), np.nan))
+    with pytest.raises(ValueError, match="dimension 1 is constant"):
+        Normaliser.fit(np.array([[0.0, 1.0], [1.0, 1.0]]))
+
+
+def test_clip_split_overlaps_in_episodes_but_not_in_clips(file):
+    cfg = config(data__split="clip")
+    train, val = (ClipData(file, cfg, part) for part in ("train", "val"))
+    assert not set(train.starts) & set(val.starts)
+    assert len(train) + len(val) == sum(max(n - 19, 0) for n in LENGTHS)
+    owner = np.repeat(np.arange(10), LENGTHS)
+    assert set(owner[train.starts]) & set(owner[val.starts])
+
+
+def test_errors(file):
+    with pytest.raises(ValueError, match=r"frames of 8 px, but .* is 16"):
+        ClipData(file, config(model__image_size=16), "train")
+    with pytest.raises(ValueError, match="no val episode has the 80 steps"):
+        ClipData(file, config(data__action_block=20), "val")
+
+
+def test_prepare_frames():
+    frames = torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 2, 1, 1, 1).expand(1, 2, 3, 2, 2)
+    out = prepare_frames(frames)
+    assert out.dtype == torch.float32 and out.shape == frames.shape
+    low, high = out[0, 0, :, 0, 0], out[0, 1, :, 0, 0]
+    torch.testing.assert_close(low, torch.tensor([-2.1179, -2.0357, -1.8044]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([2.2489, 2.4286, 2.6400]), atol=1e-4, rtol=0)

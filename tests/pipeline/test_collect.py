@@ -1,0 +1,183 @@
+"""Collection: the same content for any number of workers, resumable, checked, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lewm.config import dataset_id, make_config
+from lewm.data.episodes import EpisodeFile, content_hash
+from pipeline import collect as module
+from pipeline.collect import check_dataset, collect, ensure_dataset, main, make_part, read_sheet
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "pipeline.collect", "two_room"]
+
+
+def config(episodes=30, **overrides):
+    small = {"model.image_size": 16, "model.patch_size": 16, "data.max_steps": 20}
+    return make_config(small | {"data.num_episodes": episodes} | overrides)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A dataset made in one go by one process."""
+    return ensure_dataset(config(), tmp_path_factory.mktemp("unbroken"))
+
+
+def test_file_and_datasheet(unbroken):
+    sheet = read_sheet(unbroken)
+    with EpisodeFile(unbroken) as file:
+        assert (file.num_episodes, file.image_size, file.action_dim) == (30, 16, 2)
+        assert file.num_rows == sheet["num_rows"] <= 30 * 21
+    assert sheet["content_hash"] == content_hash(unbroken)
+    assert sheet["dataset_id"] == unbroken.stem == dataset_id(config())
+    assert (sheet["policy"], sheet["collect_seed"]) == ("expert", 3072)
+    assert set(sheet["coverage"]) == {"crossed_door", "cells_visited", "reached_goal"}
+    assert sorted(p.suffix for p in unbroken.parent.iterdir()) == [".h5", ".json"]
+
+
+def test_a_second_call_changes_nothing(unbroken):
+    before = {p.name: p.stat().st_mtime_ns for p in unbroken.parent.iterdir()}
+    assert ensure_dataset(config(), unbroken.parents[1]) == unbroken
+    assert {p.name: p.stat().st_mtime_ns for p in unbroken.parent.iterdir()} == before
+
+
+def test_goes_on_from_whole_parts(unbroken, tmp_path, monkeypatch):
+    stops = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt):
+        ensure_dataset(config(60), tmp_path, stop=lambda: next(stops))
+    folder = tmp_path / "datasets" / f"{dataset_id(config(60))}.parts"
+    parts = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert sorted(parts) == ["000000-000025.h5", "000025-000050.h5"]
+    made = []
+    monkeypatch.setattr(module, "make_part", lambda *a: made.append(a[1].name) or make_part(*a))
+    path = ensure_dataset(config(60), tmp_path)
+    assert made == ["000050-000060.h5"] and not folder.exists()
+    with EpisodeFile(path) as long, EpisodeFile(unbroken) as short:
+        rows = range(short.num_rows)
+        assert (long.read("pixels", rows) == short.read("pixels")).all()
+
+
+@pytest.mark.parametrize("harm", ["truncate", "alter", "no sheet"])
+def test_a_broken_dataset_of_ours_is_collected_again(unbroken, tmp_path, harm, capsys):
+    path = ensure_dataset(config(), tmp_path)
+    if harm == "truncate":
+        path.write_bytes(path.read_bytes()[:-5000])
+    elif harm == "alter":
+        import h5py
+
+        with h5py.File(path, "r+") as file:
+            file["proprio"][3] = 0.0
+        with pytest.raises(ValueError, match=r"is not the .* of its datasheet"):
+            check_dataset(path)
+    else:
+        path.with_suffix(".json").unlink()
+    assert ensure_dataset(config(), tmp_path) == path
+    assert check_dataset(path) == content_hash(path) == read_sheet(unbroken)["content_hash"]
+    assert ("collecting it again" in capsys.readouterr().err) == (harm != "no sheet")
+
+
+def test_a_touched_file_is_read_again_and_accepted(unbroken, tmp_path):
+    path = ensure_dataset(config(), tmp_path)
+    os.utime(path, (1, 1))
+    assert check_dataset(path) == read_sheet(unbroken)["content_hash"]
+
+
+def test_never_overwrites_a_foreign_file(tmp_path):
+    target = tmp_path / "mine.h5"
+    target.write_text("thesis")
+    with pytest.raises(ValueError, match=r"mine\.h5 exists and holds something else"):
+        collect(config(), target, 1)
+    assert target.read_text() == "thesis"
+
+
+def test_command_line_and_out(tmp_path, capsys):
+    size = ["--image-size", "16", "--max-steps", "20", "--workers", "1"]
+    out = tmp_path / "a" / "b.h5"
+    command = ["two_room", "--episodes", "30", *size, "--out", str(out)]
+    assert main(command) == 0
+    assert "content_hash" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "there already" in capsys.readouterr().out
+    assert main([*command, "--seed", "1"]) == 2
+    assert json.loads(out.with_suffix(".json").read_text())["num_episodes"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["two_rom"], "unknown env 'two_rom' (did you mean 'two_room'?)"),
+        (["two_room", "--policy", "exprt"], "unknown policy 'exprt' (did you mean 'expert'?)"),
+        (["two_room", "--episodes", "0"], "data.num_episodes"),
+        (["two_room", "--episodes", "many"], "--episodes"),
+        (["two_room", "--image-size", "512"], "image_size must be within 8..224"),
+        (["two_room", "--workers", "0"], "--workers must be at least 1"),
+        (["two_room", "--storage", "s3://bucket"], "s3://bucket"),
+        (["two_room", "--storage", "/proc/none"], "cannot be written"),
+        (["two_room", "--what"], "--what"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path, capsys):
+    extra = [] if "--storage" in arguments else ["--storage", str(tmp_path)]
+    extra += [] if "--workers" in arguments else ["--workers", "1"]
+    assert main([*arguments, *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not any(tmp_path.rglob("*.h5"))
+
+
+def test_help_teaches_and_imports_nothing_heavy():
+    code = (
+        "import sys; from pipeline.collect import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'ray', 'torch', 'mlflow'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "--episodes 500" in shown.stdout and "content hash" in shown.stdout
+
+
+def test_sigkill_then_the_same_command(unbroken, tmp_path):
+    size = ["--image-size", "16", "--max-steps", "20"]
+    storage = ["--storage", str(tmp_path), "--workers", "1"]
+    command = [*COMMAND, "--episodes", "30", *size, *storage]
+    long = [*COMMAND, "--episodes", "3000", *size, *storage]
+    process = subprocess.Popen(long, cwd=ROOT, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "datasets"
+    while len(list(folder.glob("*.parts/*.h5"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    path = folder / f"{dataset_id(config())}.h5"
+    assert content_hash(path) == read_sheet(unbroken)["content_hash"]
+
+
+def test_sigterm_ends_with_143_and_says_how_to_go_on(tmp_path):
+    command = [*COMMAND, "--episodes", "3000", "--image-size", "16", "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--storage", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("datasets/*.parts/*.h5")):
+        time.sleep(0.02)
+    process.terminate()
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 143 and "the same command goes on" in error
+    assert not list(tmp_path.glob("datasets/*.owner.json"))
+
+
+@pytest.mark.ci
+def test_ray_workers_give_the_same_content(unbroken, tmp_path):
+    size = ["--image-size", "16", "--max-steps", "20", "--episodes", "30"]
+    command = [*COMMAND, *size, "--workers", "2", "--storage", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    path = tmp_path / "datasets" / unbroken.name
+    assert read_sheet(path)["content_hash"] == read_sheet(unbroken)["content_hash"]

@@ -4,24 +4,17 @@ Every station looks first at what the storage already holds, so it can be killed
 again. Nothing here computes a result; it decides what is missing and who does it.
 """
 
-import json
 import os
-import platform
 import signal
-import socket
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from lewm.config import Config
-from pipeline import evaluate
-from pipeline import spec as specs
+from pipeline import evaluate, record
 from pipeline.evaluate import Cell, dataset_name
 from pipeline.progress import Progress, duration
 from pipeline.spec import Spec, Trial
@@ -33,7 +26,6 @@ from pipeline.trial import (
     mlflow_params,
     mlflow_tags,
     run_name,
-    versions,
 )
 
 COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
@@ -90,55 +82,7 @@ def run(spec: Spec, storage: Storage, options: Options) -> int:
         )
         return ALREADY_RUNNING
     with Heartbeat(lease):
-        return _Invocation(merge_stored(spec, storage), storage, options).run()
-
-
-def merge_stored(spec: Spec, storage: Storage) -> Spec:
-    """The sweep with all trials ever asked of it, after checking that its base is unchanged.
-
-    Raises:
-        ValueError: the sweep was begun with another base.
-    """
-    stored = storage.read_json(f"sweeps/{spec.folder}/sweep.json")
-    if stored is None:
-        return spec
-    specs.check_base(stored["base"], json.loads(json.dumps(spec.base)), spec.folder)
-    known = {trial.trial_id for trial in spec.trials}
-    older = [trial for trial in stored_trials(stored) if trial.trial_id not in known]
-    trials = sorted(
-        (*spec.trials, *older), key=lambda t: (t.config.loss.lam, t.point, t.config.seed)
-    )
-    return replace(spec, trials=tuple(trials))
-
-
-def stored_trials(stored: Mapping[str, Any]) -> list[Trial]:
-    """The trials that a `sweep.json` lists."""
-    return [
-        specs.make_trial(_config(row["config"]), row["point"], stored["fingerprint"])
-        for row in stored["trials"]
-    ]
-
-
-def _config(data: Mapping[str, Any]) -> Config:
-    return Config.model_validate_json(json.dumps(data))
-
-
-def load_spec(storage: Storage, folder: str) -> Spec:
-    """The sweep that a folder's `sweep.json` describes.
-
-    Raises:
-        ValueError: there is none that can be read.
-    """
-    stored = storage.read_json(f"sweeps/{folder}/sweep.json")
-    if stored is None:
-        raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.root}")
-    plain = ("name", "question", "env", "profile", "folder", "protocols", "base", "estimate")
-    return Spec(
-        **{key: stored[key] for key in (*plain, "fingerprint")},
-        stages=tuple(stored["stages"]),
-        trials=tuple(stored_trials(stored)),
-        variants=tuple((row["eval_point"], _config(row["config"])) for row in stored["variants"]),
-    )
+        return _Invocation(record.merge(spec, storage), storage, options).run()
 
 
 class _Invocation:
@@ -157,7 +101,7 @@ class _Invocation:
         self.share: dict[str, float] = {}
 
     def run(self) -> int:
-        self._write_sweep_json()
+        record.write(self.spec, self.storage, self.options.command, self.commit)
         if self.options.retry_failed:
             self._forget_failed()
         if self._is_complete():
@@ -288,8 +232,6 @@ class _Invocation:
                 )
 
     def _manifests(self) -> evaluate.Manifests:
-        if "planning" not in self.spec.stages:
-            return {}
         return evaluate.ensure_manifests(self.spec, self.storage, self.datasets)
 
     def _cells(self, manifests: evaluate.Manifests) -> dict[str | None, list[Cell]]:
@@ -350,55 +292,18 @@ class _Invocation:
         from pipeline.tracking import last_steps, log_curve, open_trial
 
         run_ids = {}
-        trained_here = time_of(self.storage, self.folder)
+        begun_at = record.begun_at(self.storage, self.folder)
         for trial in self.spec.trials:
             task = self._task(trial, tracker)
             marker = read_marker(self.storage, trial.trial_id)
             finished = (marker or {}).get("finished_at")
-            reused = finished is not None and finished < trained_here
+            reused = finished is not None and finished < begun_at
             tags = mlflow_tags(task) | ({"lewm.reused": "true"} if reused else {})
             run_id = open_trial(tracker, trial.trial_id, run_name(task), mlflow_params(task), tags)
             curve = trial_curve(self.storage, trial.trial_id)
             log_curve(tracker, run_id, curve, last_steps(tracker, run_id))
             run_ids[trial.trial_id] = run_id
         return run_ids
-
-    def _write_sweep_json(self) -> None:
-        """What the sweep is: its base, trials, evaluation and where it was begun."""
-        spec = self.spec
-        old = self.storage.read_json(f"{self.folder}/sweep.json") or {}
-        content = {
-            "name": spec.name,
-            "question": spec.question,
-            "env": spec.env,
-            "profile": spec.profile,
-            "folder": spec.folder,
-            "stages": list(spec.stages),
-            "protocols": spec.protocols,
-            "base": spec.base,
-            "estimate": spec.estimate,
-            "fingerprint": spec.fingerprint,
-            "planning": spec.variants[0][1].planning.model_dump(mode="json"),
-            "variants": [
-                {"eval_point": point, "config": config.model_dump(mode="json")}
-                for point, config in spec.variants
-            ],
-            "trials": [
-                {
-                    "trial_id": trial.trial_id,
-                    "point": trial.point,
-                    "seed": trial.config.seed,
-                    "config": trial.config.model_dump(mode="json"),
-                }
-                for trial in spec.trials
-            ],
-            "begun_at": old.get("begun_at") or _now(),
-            "command": old.get("command") or self.options.command,
-            "git_commit": old.get("git_commit") or self.commit,
-            "versions": old.get("versions") or versions(),
-            "machine": old.get("machine") or _machine(),
-        }
-        self.storage.write_json(f"{self.folder}/sweep.json", content)
 
     def _forget_failed(self) -> None:
         for trial in self.spec.trials:
@@ -430,20 +335,13 @@ class _Invocation:
         ):
             return False
         try:
-            manifests = self._known_manifests()
+            manifests = evaluate.known_manifests(self.spec, self.storage)
         except ValueError:
             return False
         cells = self._cells(manifests)
         expected = [cell.cell_id for owned in cells.values() for cell in owned]
         return sorted(expected) == sorted(state["cells"]) and all(
             evaluate.is_done(self.storage, cell) for owned in cells.values() for cell in owned
-        )
-
-    def _known_manifests(self) -> evaluate.Manifests:
-        return (
-            evaluate.known_manifests(self.spec, self.storage)
-            if ("planning" in self.spec.stages)
-            else {}
         )
 
     def _interrupted(self) -> int:
@@ -486,12 +384,6 @@ class _Invocation:
         print("\n".join(lines))
 
 
-def time_of(storage: Storage, folder: str) -> str:
-    """When the sweep was begun, as ISO text."""
-    stored = storage.read_json(f"{folder}/sweep.json") or {}
-    return str(stored.get("begun_at", ""))
-
-
 def check_fits(path: Path, config: Config) -> None:
     """Refuses a named dataset whose frames or actions are not those of the config.
 
@@ -507,19 +399,9 @@ def check_fits(path: Path, config: Config) -> None:
                 f"dataset {path} has frames of {episodes.image_size} px, the profile wants "
                 f"{config.model.image_size}: --set model.image_size={episodes.image_size}"
             )
-        action_dim = make_env(config.data.env).unwrapped.action_dim
+        action_dim = make_env(config.data.env).action_dim
         if episodes.action_dim != action_dim:
             raise ValueError(
                 f"dataset {path} has {episodes.action_dim}-d actions, {config.data.env} takes "
                 f"{action_dim}-d ones"
             )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _machine() -> str:
-    return (
-        f"{socket.gethostname()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
-    )

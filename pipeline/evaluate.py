@@ -106,6 +106,8 @@ def known_manifests(spec: Spec, storage: Storage) -> Manifests:
 
 
 def _wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:
+    if "planning" not in spec.stages:
+        return
     configs = {dataset_name(t.config, spec.fingerprint): t.config for t in spec.trials}
     for name, config in configs.items():
         for _, variant in spec.variants:
@@ -380,12 +382,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="comma-separated stages")
     parser.add_argument("--address", help="an existing Ray cluster: auto or host:port")
     args = parser.parse_args(argv)
-    from pipeline import driver
+    from pipeline import driver, record
     from pipeline.report import find_sweep_dir
 
     try:
         storage = Storage(args.storage)
-        spec = driver.load_spec(storage, find_sweep_dir(args.sweep, storage.root).name)
+        spec = record.load(storage, find_sweep_dir(args.sweep, storage.root).name)
         only = tuple(args.only.split(",")) if args.only else None
         for stage in only or ():
             if stage not in spec.stages:

@@ -59,6 +59,7 @@ class PointAxis:
                 "values": places,
                 "labelExpr": f"{labels!r}[indexof({places!r}, datum.value)]",
                 "grid": False,
+                "labelOverlap": True,
             },
         }
 

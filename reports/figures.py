@@ -60,8 +60,10 @@ def point_chart(
     runs: Sequence[Row],
     *,
     quantity: str,
+    titled: bool = True,
     y_format: str = ".3~g",
-    y_scale: Spec | None = None,
+    y_domain: tuple[float, float] | None = None,
+    y_values: Sequence[float] | None = None,
     floors: Sequence[Row] = (),
     plateau: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
@@ -71,7 +73,9 @@ def point_chart(
     Args:
         means: `stability` rows with runs "all".
         runs: `stability` rows of single runs.
-        quantity: name and unit, the y axis' title.
+        quantity: name and unit; the y axis' title, if `titled`.
+        y_domain: of the axis; whiskers that leave it are cut.
+        y_values: where it has ticks.
         floors: `stability` rows of planners without a model, drawn as band and line.
         plateau: places of its ends on the axis, shaded.
         reference: a level and its label, drawn as a line.
@@ -79,20 +83,23 @@ def point_chart(
     y = {
         "field": "mean",
         "type": "quantitative",
-        "title": quantity,
-        "scale": y_scale or {"zero": False},
-        "axis": {"format": y_format, "tickCount": 5},
+        "title": quantity if titled else None,
+        "scale": {"domain": list(y_domain), "nice": False} if y_domain else {"zero": False},
+        "axis": {
+            "format": y_format,
+            **({"values": list(y_values)} if y_values else {"tickCount": 5}),
+        },
     }
     layers: list[Spec] = []
     if plateau is not None:
         layers.append(_plateau(axis, plateau))
-    layers += [layer for floor in floors for layer in _floor(axis, floor)]
+    layers += [layer for floor in floors for layer in _floor(axis, floor, y)]
     if reference is not None:
-        layers += _level(axis, *reference)
+        layers += _level(axis, y, *reference)
     if axis.break_at is not None:
         layers.append(_values([{"at": axis.break_at}], _mark("rule", "slot"), {"x": _x("at")}))
     layers += _means(axis, means, y)
-    layers.append(_runs(axis, runs, y, y_format))
+    layers.append(_runs(axis, runs, y, quantity))
     return {
         "layer": layers,
         "encoding": {"x": axis.encoding()},
@@ -105,25 +112,24 @@ def _values(values: Sequence[Row], mark: Spec, encoding: Spec) -> Spec:
 
 
 def _mark(kind: str, style: str, **more: Any) -> Spec:
-    return {"type": kind, "style": style, **more}
+    return {"type": kind, "style": style, "clip": kind in ("rule", "rect"), **more}
 
 
 def _x(field: str) -> Spec:
     return {"field": field, "type": "quantitative"}
 
 
-def _y(field: str) -> Spec:
-    return {"field": field, "type": "quantitative", "title": None}
+def _y(y: Spec, field: str) -> Spec:
+    return {**y, "field": field}
 
 
 def _plateau(axis: PointAxis, ends: tuple[float, float]) -> Spec:
-    pad = 0.2 * axis.gap
-    row = {"at": ends[0] - pad, "to": ends[1] + pad}
+    row = {"at": ends[0] - 0.15 * axis.gap, "to": ends[1] + 0.45 * axis.gap}
     return _values([row], _mark("rect", "plateau"), {"x": axis.encoding(), "x2": {"field": "to"}})
 
 
-def _floor(axis: PointAxis, row: Row) -> list[Spec]:
-    """Band of the floor's interval, line at its rate, label at the right end."""
+def _floor(axis: PointAxis, row: Row, y: Spec) -> list[Spec]:
+    """Line at the floor's rate with its label beside the plot; for the random one, the band of its interval too."""
     low, high = axis.domain
     data = {
         "at": low,
@@ -143,33 +149,32 @@ def _floor(axis: PointAxis, row: Row) -> list[Spec]:
         {"field": "n", "title": "pairs"},
     ]
     across = {"x": axis.encoding(), "x2": {"field": "to"}}
-    above = row["mean"] < 0.5
-    label = {"align": "right", "dx": -4, "dy": -7 if above else 9}
-    band = {**across, "y": _y("low"), "y2": {"field": "high"}, "tooltip": tooltip}
+    band = {**across, "y": _y(y, "low"), "y2": {"field": "high"}, "tooltip": tooltip}
+    bands = [_values([data], _mark("rect", "floor-band"), band)]
     return [
-        _values([data], _mark("rect", "floor-band"), band),
-        _values([data], _mark("rule", "floor-line"), {**across, "y": _y("mean")}),
+        *(bands if row["planner"] == "random" else []),
+        _values([data], _mark("rule", "floor-line"), {**across, "y": _y(y, "mean")}),
         _values(
             [{**data, "at": high}],
-            _mark("text", "floor-label", **label),
-            {"x": axis.encoding(), "y": _y("mean"), "text": {"field": "label"}},
+            _mark("text", "floor-label", align="left", dx=5),
+            {"x": axis.encoding(), "y": _y(y, "mean"), "text": {"field": "label"}},
         ),
     ]
 
 
-def _level(axis: PointAxis, level: float, label: str) -> list[Spec]:
+def _level(axis: PointAxis, y: Spec, level: float, label: str) -> list[Spec]:
     low, high = axis.domain
     row = {"at": low, "to": high, "mean": level, "label": label}
     return [
         _values(
             [row],
             _mark("rule", "floor-line"),
-            {"x": axis.encoding(), "x2": {"field": "to"}, "y": _y("mean")},
+            {"x": axis.encoding(), "x2": {"field": "to"}, "y": _y(y, "mean")},
         ),
         _values(
             [{**row, "at": high}],
             _mark("text", "floor-label", align="right", dx=-4, dy=-7),
-            {"x": axis.encoding(), "y": _y("mean"), "text": {"field": "label"}},
+            {"x": axis.encoding(), "y": _y(y, "mean"), "text": {"field": "label"}},
         ),
     ]
 
@@ -197,27 +202,28 @@ def _means(axis: PointAxis, means: Sequence[Row], y: Spec) -> list[Spec]:
         {"field": "ci_method", "title": "interval"},
         {"field": "num_seeds", "title": "seeds"},
     ]
-    interval = {"x": axis.encoding(), "y": _y("ci_low"), "y2": {"field": "ci_high"}}
+    interval = {"x": axis.encoding(), "y": _y(y, "ci_low"), "y2": {"field": "ci_high"}}
     return [
         _values(beyond_zero, _mark("line", "trend"), encoding),
         _values(spans, _mark("rule", "interval"), interval),
         _values(
             rows,
-            _mark("tick", "mean", orient="horizontal", size=22, thickness=2.4),
+            _mark("tick", "mean", orient="horizontal", size=18, thickness=2),
             {**encoding, "tooltip": tooltip},
         ),
     ]
 
 
-def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, y_format: str) -> Spec:
+def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, quantity: str) -> Spec:
+    """One mark per run, to the right of its point's mean."""
     per_point: dict[str, list[Row]] = {}
     for row in runs:
         per_point.setdefault(row["point"], []).append(row)
     rows = []
     for point, members in per_point.items():
-        step = 0.32 * axis.gap / max(len(members) - 1, 2)
+        step = 0.26 * axis.gap / max(len(members) - 1, 2)
         for index, row in enumerate(members):
-            shift = (index - (len(members) - 1) / 2) * step
+            shift = 0.14 * axis.gap + index * step
             rows.append(
                 {
                     "at": round(axis.at(point) + shift, 6),
@@ -226,13 +232,13 @@ def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, y_format: str) -> Spec:
                     "mean": row["mean"],
                     "state": state(row),
                     "interval": percent_span(row) if row["metric"] == "success" else None,
-                    "episodes": row["num_episodes"],
+                    "episodes": row["num_episodes"] or None,
                 }
             )
     tooltip = [
         {"field": "name", "title": "point"},
         {"field": "run", "title": "run"},
-        {"field": "mean", "title": y["title"], "format": y_format},
+        {"field": "mean", "title": quantity, "format": y["axis"]["format"]},
         {"field": "state", "title": "latent space"},
     ]
     if any(row["interval"] for row in rows):
@@ -283,8 +289,11 @@ def curve_chart(
         "axis": {"grid": False},
     }
     scale = {"type": "log", "nice": False} if log else {"zero": False}
-    number = {"format": ".2~g", "tickCount": 4}
-    y = {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": number}
+    number: Spec = {"format": ".2~g", "tickCount": 4}
+    if log:
+        decade = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
+        number["gridOpacity"] = {"condition": {"test": decade, "value": 1}, "value": 0}
+    y = {"field": "value", "type": "quantitative", "title": None, "scale": scale, "axis": number}
     colour = {
         "field": "name",
         "type": "nominal",

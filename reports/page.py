@@ -47,7 +47,7 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         title=_title(meta),
         question=meta.get("question") or "",
         chapters=chapters,
-        protocols=views.protocol_table(meta.get("protocols") or {}, tables),
+        protocols=views.protocol_table(meta, tables),
         provenance=views.provenance(meta, tables),
         collapse_rule=views.collapse_rule(meta),
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -68,8 +68,16 @@ def figures_svg(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> 
     for number, world in enumerate(views.worlds(tables)):
         for figure in _chapter(world, meta, number)["figures"]:
             spec = {**figure.static(), "config": config}
-            pictures[figure.name] = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE)
+            pictures[figure.name] = _own_ids(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     return pictures
+
+
+def _own_ids(svg: str) -> str:
+    """The picture with its clip paths numbered from 1: the renderer counts on from picture to picture."""
+    ids = {
+        found: f"clip{i}" for i, found in enumerate(dict.fromkeys(re.findall(r"clip\d+", svg)), 1)
+    }
+    return re.sub(r"clip\d+", lambda match: ids[match.group()], svg)
 
 
 def _title(meta: Mapping[str, Any]) -> str:
@@ -81,8 +89,8 @@ def _title(meta: Mapping[str, Any]) -> str:
 
 def _lams(tables: Mapping[str, pl.DataFrame]) -> list[float]:
     """One entry per point, ascending in λ: what the curves' colours stand for."""
-    points = tables["trials"].select("point", "lam").unique().drop_nulls().sort("lam", "point")
-    return [float(lam) for lam in points["lam"]]
+    points = pl.concat([tables[name].select("point", "lam") for name in ("trials", "stability")])
+    return [float(lam) for lam in points.unique().drop_nulls().sort("lam", "point")["lam"]]
 
 
 def _chapter(world: views.World, meta: Mapping[str, Any], number: int) -> Row:

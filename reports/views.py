@@ -15,7 +15,7 @@ Row = dict[str, Any]
 Tables = Mapping[str, pl.DataFrame]
 SETTING = ("protocol", "planner", "eval_point")
 EMBEDDING = "projected"
-RATE_SCALE = {"domain": [0, 1], "nice": False}
+RATE_DOMAIN, RATE_TICKS = (-0.03, 1.03), (0, 0.2, 0.4, 0.6, 0.8, 1)
 T_CAPTION = (
     "Bars: mean; whiskers: 95 % t interval over seeds, none where seeds are too few or equal."
 )
@@ -57,7 +57,10 @@ def worlds(tables: Tables) -> list[World]:
         place = [pl.col(name) == key[name] for name in ("env", "profile")]
         own = pl.col("method").is_null() | (pl.col("method") == key["method"])
         chosen = {name: frame.filter(own, *place) for name, frame in tables.items()}
-        points = chosen["trials"].select("point", "lam").unique().drop_nulls("point")
+        points = pl.concat(
+            [chosen[name].select("point", "lam") for name in ("trials", "stability")]
+        )
+        points = points.unique().drop_nulls("point")
         pairs = [(str(point), lam) for point, lam in points.iter_rows()]
         found.append(World(dict(key), chosen, make_axis(pairs)))
     return found
@@ -96,9 +99,9 @@ def success_figure(world: World, setting: Row, name: str, height: int) -> Figure
             plateau = (places[low["value"]], places[high["value"]])
     pairs = text.between([row["num_episodes"] for row in floors], "pair")
     caption = (
-        f"{setting_name(setting).capitalize()}. Each mark is one training seed "
+        f"{_sentence(setting_name(setting))}. Each mark is one training seed "
         f"({text.between([row['num_seeds'] for row in means], 'seed')} per point, "
-        f"{text.between([row['num_episodes'] for row in runs], 'episode')} each; a diverged run counts "
+        f"{text.between([row['num_episodes'] or None for row in runs], 'episode')} each; a diverged run counts "
         f"as no success). {T_CAPTION} Grey: planners without a model on the same pairs, band 95 % "
         f"Wilson ({pairs})."
     )
@@ -110,7 +113,8 @@ def success_figure(world: World, setting: Row, name: str, height: int) -> Figure
         runs,
         quantity="planning success (% of episodes)",
         y_format=".0%",
-        y_scale=RATE_SCALE,
+        y_domain=RATE_DOMAIN,
+        y_values=RATE_TICKS,
         floors=floors,
         plateau=plateau,
     )
@@ -126,7 +130,6 @@ def success_table(world: World, setting: Row) -> Row:
             continue
         at = {"metric": "success", "point": row["point"], **setting}
         converged = world.rows("stability", runs="converged", **at)
-        against = {r["other"]: r for r in world.rows("comparison", **at)}
         rows.append(
             {
                 "best": row["point"] == best,
@@ -139,20 +142,44 @@ def success_table(world: World, setting: Row) -> Row:
                     text.percent(row["worst"]),
                     text.points(row["std"]).lstrip("+"),
                     text.percent(converged[0]["mean"]) if converged else text.DASH,
-                    f"{row['num_collapsed']} / {row['num_diverged']} / {row['num_failed']}",
-                    *_difference(against.get(best)),
-                    *_difference(against.get("random")),
+                    *(
+                        row[name] or text.DASH
+                        for name in ("num_collapsed", "num_diverged", "num_failed")
+                    ),
                 ],
             }
         )
-    return {"name": setting_name(setting), "rows": rows, "findings": _facts(world, setting)}
+    return {
+        "name": setting_name(setting),
+        "rows": rows,
+        "differences": difference_table(world, setting),
+        "facts": _facts(world, setting),
+    }
+
+
+def difference_table(world: World, setting: Row) -> list[Row]:
+    """Each point against the best one and against random actions, on the same seeds and pairs."""
+    best = world.summary("best_point", **setting).get("point")
+    rows = []
+    for slot in world.axis.slots:
+        found = world.rows("comparison", metric="success", point=slot.point, **setting)
+        against = {row["other"]: row for row in found}
+        if against:
+            cells = [*_difference(against.get(best)), *_difference(against.get("random"))]
+            rows.append({"best": slot.point == best, "name": slot.name, "cells": cells})
+    return rows
 
 
 def _difference(row: Row | None) -> list[str]:
+    """A difference of rates, its interval, the adjusted p-value and the seeds in common."""
     if row is None:
-        return [text.DASH, text.DASH]
-    span = f" ({text.points_span(row)})" if row["ci_low"] is not None else ""
-    return [f"{text.points(row['diff'])}{span}", text.p_value(row["p_adjusted"])]
+        return [text.DASH] * 4
+    seeds = text.DASH if row["n"] is None else str(row["n"])
+    return [text.points(row["diff"]), text.points_span(row), text.p_value(row["p_adjusted"]), seeds]
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _facts(world: World, setting: Row) -> list[Row]:
@@ -199,27 +226,41 @@ def _plateau_note(low: Row) -> str:
 
 
 HEALTH = (
-    ("mean_std", "standard deviation per dimension, mean", {"zero": True}, (1.0, "target 1")),
-    ("epps_pulley", "Epps–Pulley distance to N(0, 1), per sample", {"zero": True}, None),
-    ("effective_rank", "effective rank (of the latent width)", {"zero": True}, None),
-    ("straightness", "temporal straightness (mean cosine)", {"zero": False}, None),
+    ("mean_std", "standard deviation per dimension, mean", True, (1.0, "target 1")),
+    ("epps_pulley", "Epps–Pulley distance to N(0, 1), per sample", True, None),
+    ("effective_rank", "effective rank", True, None),
+    ("straightness", "temporal straightness (mean cosine, −1 to 1)", False, None),
 )
 
 
 def health_figures(world: World, prefix: str) -> list[Figure]:
     """Latent health of the projected embedding against λ."""
     figures = []
-    for metric, title, scale, reference in HEALTH:
+    for metric, title, zero, reference in HEALTH:
         means, runs = world.spread(metric, layer=EMBEDDING)
         if runs:
+            levels = [row["mean"] for row in runs] + ([reference[0]] if reference else [])
             spec = point_chart(
-                world.axis, means, runs, quantity=title, y_scale=dict(scale), reference=reference
+                world.axis,
+                means,
+                runs,
+                quantity=title,
+                titled=False,
+                y_domain=_frame_of(levels, zero),
+                reference=reference,
             )
             caption = (
                 f"Projected embedding; {text.between([r['num_seeds'] for r in means], 'seed')}."
             )
             figures.append(Figure(f"{prefix}-{metric}", title, caption, spec, 210))
     return figures
+
+
+def _frame_of(levels: list[float], zero: bool) -> tuple[float, float]:
+    """An axis that shows every run; whiskers may leave it."""
+    low, high = min(levels), max(levels)
+    pad = 0.12 * (high - min(low, 0.0) if zero else high - low) or 0.1
+    return (-0.4 * pad if zero and low >= 0 else low - pad), high + pad
 
 
 CURVES = (
@@ -272,6 +313,7 @@ def probe_table(world: World) -> Row:
     best = world.summary("verdict") and world.summary("best_point", **_main(world)).get("point")
     points = [slot.point for slot in world.axis.slots]
     rows = []
+    above = ""
     for key, found in sorted(cells.items()):
         columns = []
         for point in points:
@@ -284,7 +326,8 @@ def probe_table(world: World) -> Row:
                     "mse": f"{mse['mean']:.3f}" if mse else text.DASH,
                 }
             )
-        rows.append({"key": key, "columns": columns})
+        rows.append({"key": key, "first": key[0] != above, "columns": columns})
+        above = key[0]
     means = world.rows("stability", metric="probe_r", runs="all")
     counts = world.tables["probing"].select("num_train", "num_test").unique().sort("num_train")
     return {
@@ -369,8 +412,9 @@ def failed_cells(world: World) -> list[Row]:
     ]
 
 
-def protocol_table(protocols: Mapping[str, Any], tables: Tables) -> Row:
-    """Protocols as columns: their rules, then the floors measured under them."""
+def protocol_table(meta: Mapping[str, Any], tables: Tables) -> Row:
+    """Protocols as columns: their rules, the planner's sizes, the floors measured under them."""
+    protocols = meta.get("protocols") or {}
     names = list(protocols)
     keys = list(dict.fromkeys(key for table in protocols.values() for key in table))
     rows = [
@@ -380,6 +424,8 @@ def protocol_table(protocols: Mapping[str, Any], tables: Tables) -> Row:
         }
         for key in keys
     ]
+    for name, words in _planner_words(meta.get("planning") or {}):
+        rows.append({"name": name, "cells": [words] * len(names)})
     floors = tables["stability"].filter(pl.col("method").is_null(), pl.col("metric") == "success")
     for planner in ("random", "zero", "oracle"):
         cells = []
@@ -391,6 +437,29 @@ def protocol_table(protocols: Mapping[str, Any], tables: Tables) -> Row:
         if any(cell != text.DASH for cell in cells):
             rows.append({"name": f"floor: {FLOOR_WORDS[planner]}", "cells": cells})
     return {"names": names, "rows": rows}
+
+
+def _planner_words(planning: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The planner's sizes in words; nothing of what the sweep does not say."""
+    known = {key: _setting(value) for key, value in planning.items()}
+    needed = (
+        "planner",
+        "num_samples",
+        "num_iterations",
+        "num_elites",
+        "horizon",
+        "execute",
+        "history",
+    )
+    rows = []
+    if all(key in known for key in needed):
+        size = "{num_samples} samples × {num_iterations} iterations, {num_elites} elites"
+        plan = "{horizon} blocks, {execute} executed; {history} context frames"
+        rows.append(("planner", f"{known['planner'].upper()}: {size.format(**known)}"))
+        rows.append(("horizon", plan.format(**known)))
+    if "num_pairs" in known and "eval_seeds" in known:
+        rows.append(("pairs", f"{known['num_pairs']} for each eval seed ({known['eval_seeds']})"))
+    return rows
 
 
 def _floor(row: Row) -> str:
@@ -438,7 +507,6 @@ def provenance(meta: Mapping[str, Any], tables: Tables) -> list[tuple[str, str]]
         ("batch size (λ is tied to it)", _distinct(tables["trials"], "batch_size")),
         ("precision", _distinct(tables["trials"], "precision")),
         ("threads per trial", _distinct(tables["trials"], "num_threads")),
-        ("planner", _setting(dict(meta["planning"])) if meta.get("planning") else None),
         ("manifests", _distinct(tables["planning"], "manifest_hash")),
         ("trained on", _machines(tables["trials"])),
         (

@@ -14,8 +14,8 @@ from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.methods import make_method
 from lewm.protocol import make_manifest, protocol_from_dict
 from pipeline.stages import STAGES, load_stage
-from pipeline.stages.loaded import LoadedTrial, draw_rows, embed_rows
 from pipeline.stages.latents import is_collapsed, measure
+from pipeline.stages.loaded import LoadedTrial, draw_rows, embed_rows
 from pipeline.stages.planning import FLOORS, run_floor
 from pipeline.stages.probing import fit_mlp, fit_ridge, judge
 from pipeline.tables import STAGE_SCHEMAS

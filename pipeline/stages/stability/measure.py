@@ -15,6 +15,17 @@ RATES = frozenset({"success"})
 LOWER_IS_BETTER = frozenset(
     {"pred_loss", "val_pred_loss", "sigreg_loss", "probe_mse", "epps_pulley", "final_distance"}
 )
+_POSITIVE = (0.0, float("inf"))
+BOUNDS: dict[str, tuple[float, float]] = {
+    "success": (0.0, 1.0),
+    "isotropy": (0.0, 1.0),
+    "probe_r": (-1.0, 1.0),
+    "straightness": (-1.0, 1.0),
+    **dict.fromkeys(LOWER_IS_BETTER, _POSITIVE),
+    **dict.fromkeys(("effective_rank", "mean_std", "min_std"), _POSITIVE),
+    **dict.fromkeys(("surprise", "surprise_control", "surprise_ratio"), _POSITIVE),
+}
+"""Ranges to which intervals are clipped; without an entry a metric is unbounded."""
 FLOOR_PLANNERS = ("random", "zero", "oracle")
 FINISHED = ("done", "stopped", "diverged")
 
@@ -182,7 +193,7 @@ def _describe(metric: str, runs: pl.DataFrame) -> dict[str, Any]:
     }
     if not sample:
         return described
-    interval = stats.t_interval(sample, bounds=(0.0, 1.0) if metric in RATES else None)
+    interval = stats.t_interval(sample, bounds=BOUNDS.get(metric))
     if interval is not None:
         described |= {"ci_low": interval.low, "ci_high": interval.high, "ci_method": T_OVER_SEEDS}
     else:

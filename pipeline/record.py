@@ -1,0 +1,110 @@
+"""What a sweep is, on storage: `sweep.json` holds its base, its trials and where it was begun."""
+
+import json
+import os
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from lewm.config import Config
+from pipeline import spec as specs
+from pipeline.spec import Spec, Trial
+from pipeline.storage import Storage
+from pipeline.trial import versions
+
+
+def merge(spec: Spec, storage: Storage) -> Spec:
+    """The sweep with all trials ever asked of it, after checking that its base is unchanged.
+
+    Raises:
+        ValueError: the sweep was begun with another base.
+    """
+    stored = storage.read_json(f"sweeps/{spec.folder}/sweep.json")
+    if stored is None:
+        return spec
+    specs.check_base(stored["base"], json.loads(json.dumps(spec.base)), spec.folder)
+    known = {trial.trial_id for trial in spec.trials}
+    older = [trial for trial in stored_trials(stored) if trial.trial_id not in known]
+    trials = sorted(
+        (*spec.trials, *older), key=lambda t: (t.config.loss.lam, t.point, t.config.seed)
+    )
+    return replace(spec, trials=tuple(trials))
+
+
+def stored_trials(stored: Mapping[str, Any]) -> list[Trial]:
+    """The trials that a `sweep.json` lists."""
+    return [
+        specs.make_trial(_config(row["config"]), row["point"], stored["fingerprint"])
+        for row in stored["trials"]
+    ]
+
+
+def _config(data: Mapping[str, Any]) -> Config:
+    return Config.model_validate_json(json.dumps(data))
+
+
+def load(storage: Storage, folder: str) -> Spec:
+    """The sweep that a folder's `sweep.json` describes.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    stored = storage.read_json(f"sweeps/{folder}/sweep.json")
+    if stored is None:
+        raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.root}")
+    plain = ("name", "question", "env", "profile", "folder", "protocols", "base", "estimate")
+    return Spec(
+        **{key: stored[key] for key in (*plain, "fingerprint")},
+        stages=tuple(stored["stages"]),
+        trials=tuple(stored_trials(stored)),
+        variants=tuple((row["eval_point"], _config(row["config"])) for row in stored["variants"]),
+    )
+
+
+def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> None:
+    """Writes `sweep.json`; when, where and with what it was begun stays as it was."""
+    old = storage.read_json(f"sweeps/{spec.folder}/sweep.json") or {}
+    begun = {
+        "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "git_commit": commit,
+        "versions": versions(),
+        "machine": f"{socket.gethostname()}, {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} CPUs",
+    }
+    content = {
+        "name": spec.name,
+        "question": spec.question,
+        "env": spec.env,
+        "profile": spec.profile,
+        "folder": spec.folder,
+        "stages": list(spec.stages),
+        "protocols": spec.protocols,
+        "base": spec.base,
+        "estimate": spec.estimate,
+        "fingerprint": spec.fingerprint,
+        "planning": spec.variants[0][1].planning.model_dump(mode="json"),
+        "variants": [
+            {"eval_point": point, "config": config.model_dump(mode="json")}
+            for point, config in spec.variants
+        ],
+        "trials": [
+            {
+                "trial_id": trial.trial_id,
+                "point": trial.point,
+                "seed": trial.config.seed,
+                "config": trial.config.model_dump(mode="json"),
+            }
+            for trial in spec.trials
+        ],
+    }
+    kept = {key: old.get(key) or value for key, value in begun.items()}
+    storage.write_json(f"sweeps/{spec.folder}/sweep.json", content | kept)
+
+
+def begun_at(storage: Storage, folder: str) -> str:
+    """When the sweep was begun, as ISO text; empty if it was not."""
+    return str((storage.read_json(f"{folder}/sweep.json") or {}).get("begun_at", ""))

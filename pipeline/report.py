@@ -1,0 +1,104 @@
+"""Rebuilds a sweep's report from its tables; trains, evaluates and computes nothing.
+
+python -m pipeline.report lambda                     the sweep whose folder begins so
+python -m pipeline.report lambda --storage /data/runs
+
+Imports no torch, ray or mlflow. The same tables give the same bytes.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.stages import stability
+from pipeline.storage import Storage
+from pipeline.tables import read_table, table_path
+from reports.page import figures_svg, render
+
+OK, BAD_INPUT = 0, 2
+
+
+def find_sweep_dir(name: str, root: Path) -> Path:
+    """The folder of a sweep under `<root>/sweeps`, by its whole name or the start of it.
+
+    Raises:
+        ValueError: none begins so (names the nearest), or several do (lists them).
+    """
+    folder = root / "sweeps"
+    known = (
+        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    )
+    if name in known:
+        return folder / name
+    # `lambda` means lambda-<env>-<profile> before it means lambda2-<env>-<profile>
+    whole = [known_name for known_name in known if known_name.startswith(f"{name}-")]
+    found = whole or [known_name for known_name in known if name and known_name.startswith(name)]
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise ValueError(f"sweep {name!r} is one of several, name one: {', '.join(found)}")
+    if not known:
+        raise ValueError(f"no sweep {name!r}: there is none in {folder}")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"no sweep {name!r}{hint}; known: {', '.join(known)}")
+
+
+def make_report(sweep_dir: Path) -> Path:
+    """Writes `report/index.html` and `report/figures/*.svg` of a sweep; equal files are left alone.
+
+    Args:
+        sweep_dir: the folder that holds `tables/` and `sweep.json`; either may be incomplete.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: a table is torn (`pipeline.tables.BrokenTable`).
+    """
+    tables = read_tables(sweep_dir)
+    storage = Storage(sweep_dir)
+    meta = storage.read_json("sweep.json") or {"folder": sweep_dir.name, "name": sweep_dir.name}
+    pictures = figures_svg(tables, meta)
+    for name, picture in pictures.items():
+        storage.write_bytes(f"report/figures/{name}.svg", picture.encode())
+    for path in storage.path("report/figures").glob("*.svg"):
+        if path.stem not in pictures:
+            path.unlink()
+    storage.write_bytes("report/index.html", render(tables, meta).encode())
+    return storage.path("report/index.html")
+
+
+def read_tables(sweep_dir: Path) -> dict[str, pl.DataFrame]:
+    """The tables a report shows; those of `stability` are made from the others where one is missing."""
+    tables = {name: read_table(sweep_dir, name) for name in stability.INPUTS}
+    if all(table_path(sweep_dir, name).is_file() for name in stability.OUTPUTS):
+        return tables | {name: read_table(sweep_dir, name) for name in stability.OUTPUTS}
+    return tables | stability.run(tables)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.report",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    parser.add_argument("sweep", help="a sweep's folder name, or the start of it")
+    parser.add_argument("--storage", default="runs", help="where the sweep lives (default: runs)")
+    args = parser.parse_args(argv)
+    try:
+        page = make_report(find_sweep_dir(args.sweep, Storage(args.storage).root))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    print(f"report: {page}")
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

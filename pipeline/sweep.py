@@ -109,25 +109,22 @@ def print_plan(spec: Spec, storage: Storage) -> None:
 
 
 def estimate(spec: Spec, num_missing: int) -> str:
-    """How long the missing trials would take on this machine, as far as the profile knows."""
-    if not spec.estimate:
-        return "none measured for this profile"
+    """How long the missing trials would take, as far as the profile knows; says where from."""
     if num_missing == 0:
         return "nothing to train"
     config = spec.trials[0].config
     steps = config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
+    if not spec.estimate:
+        return f"{steps:,} steps per trial; no speed measured for this profile yet"
     per_trial = steps * spec.estimate["seconds_per_step"] + spec.estimate["evaluate_s"]
+    each = f"about {duration(per_trial)} per trial ({steps:,} steps)"
+    source = spec.estimate["source"]
     if spec.estimate["unit"] == "gpu":
-        return (
-            f"about {duration(per_trial)} per trial on one GPU ({steps:,} steps), "
-            f"{per_trial * num_missing / 3600:.1f} GPU-hours in all"
-        )
+        return f"{each} on one GPU, {per_trial * num_missing / 3600:.0f} GPU-hours in all; {source}"
     workers = max((os.cpu_count() or 1) // config.optim.num_threads, 1)
     rounds = -(-num_missing // workers)
-    return (
-        f"about {duration(per_trial)} per trial ({steps:,} steps), {workers} at once here: "
-        f"about {duration(rounds * per_trial)} in all"
-    )
+    total = duration(rounds * per_trial)
+    return f"{each}, {workers} at once here: about {total} in all; {source}"
 
 
 def _epoch_steps(config: Config) -> int:

@@ -24,12 +24,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lewm.checkpoint import atomic_file, load_checkpoint, load_strictly, save_checkpoint
-from lewm.config import RECIPE_VERSION, TRAINING_FIELDS, Config, OptimConfig, make_config
-from lewm.curve import RunFiles, make_curve, newest, record
+from lewm.checkpoint import atomic_file
+from lewm.config import Config, OptimConfig, make_config
+from lewm.curve import RunFiles, newest, record
 from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.episodes import EpisodeFile
-from lewm.methods import Batch, Method, make_method
+from lewm.methods import Batch, Method
+from lewm.run import Run, make_run, resume, save
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -40,28 +41,6 @@ class TrainResult:
 
     status: Literal["done", "diverged"]
     step: int
-
-
-@dataclass
-class _Run:
-    """Everything of a run that changes while it trains, and what it needs around it."""
-
-    config: Config
-    run_dir: Path
-    device: torch.device
-    data: ClipData
-    val: ClipData
-    method: Method
-    optimiser: torch.optim.AdamW
-    directions: torch.Generator
-    num_steps: int
-    curve: Tensor
-
-    def describe(self) -> str:
-        return (
-            f"{self.config.method} with {self.method.num_params:,} parameters on {self.device}, "
-            f"{len(self.data):,} training clips"
-        )
 
 
 def train(
@@ -86,8 +65,8 @@ def train(
     """
     device = _setup_torch(config)
     with EpisodeFile(dataset) as file:
-        run = _make_run(config, run_dir, file, device)
-        resumed_at, diverged = _resume(run)
+        run = make_run(config, run_dir, file, device)
+        resumed_at, diverged = resume(run)
         with atomic_file(run_dir / "config.json") as text:
             text.write(config.model_dump_json(indent=1).encode())
         step = resumed_at or 0
@@ -183,110 +162,11 @@ def _setup_torch(config: Config) -> torch.device:
     return device
 
 
-def _make_run(config: Config, run_dir: Path, file: EpisodeFile, device: torch.device) -> _Run:
-    """A fresh run: everything random in it comes from `config.seed`."""
-    data, val = ClipData(file, config, "train"), ClipData(file, config, "val")
-    steps_per_epoch = len(data) // config.optim.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"dataset {file.path}: {len(data)} training clips do not fill one batch of "
-            f"{config.optim.batch_size} (optim.batch_size)"
-        )
-    num_steps = config.optim.num_steps or steps_per_epoch * (config.optim.num_epochs or 0)
-    torch.manual_seed(config.seed)
-    method = make_method(config, file.action_dim).to(device)
-    optim = config.optim
-    return _Run(
-        config=config,
-        run_dir=run_dir,
-        device=device,
-        data=data,
-        val=val,
-        method=method,
-        optimiser=torch.optim.AdamW(
-            method.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
-        ),
-        directions=torch.Generator().manual_seed(config.seed),
-        num_steps=num_steps,
-        curve=make_curve(num_steps),
-    )
-
-
-def _resume(run: _Run) -> tuple[int | None, bool]:
-    """Puts the newest checkpoint into the run: its step (None without one), and whether it diverged.
-
-    Raises:
-        ValueError: the checkpoint is of another configuration or of other data.
-    """
-    run.run_dir.mkdir(parents=True, exist_ok=True)
-    state = load_checkpoint(run.run_dir)
-    if state is None:
-        return None, False
-    _check_same_run(run, state)
-    load_strictly(run.method, state["method"], run.run_dir)
-    run.optimiser.load_state_dict(state["optimiser"])
-    run.curve[: len(state["curve"])] = state["curve"]
-    run.directions.set_state(state["rng"]["directions"])
-    torch.set_rng_state(state["rng"]["torch"])
-    if run.device.type != "cpu" and state["rng"]["device"] is not None:
-        torch.get_device_module(run.device).set_rng_state(state["rng"]["device"], run.device)
-    return state["step"], state["diverged"]
-
-
-def _check_same_run(run: _Run, state: dict[str, Any]) -> None:
-    was = _training_values(json.loads(state["config"]))
-    now = _training_values(run.config.model_dump(mode="json"))
-    for key, value in now.items():
-        if key in was and was[key] != value:
-            raise ValueError(
-                f"{run.run_dir} holds a run with {key} = {was[key]!r}, asked for {value!r}; "
-                "use another run directory"
-            )
-    if state["num_clips"] != len(run.data):
-        raise ValueError(
-            f"{run.run_dir} holds a run on {state['num_clips']} training clips, "
-            f"this dataset has {len(run.data)}; use another run directory"
-        )
-
-
-def _training_values(fields: dict[str, Any]) -> dict[str, Any]:
-    """`section.key` → value of what decides the weights; the dataset's path does not."""
-    values = {}
-    for name in TRAINING_FIELDS:
-        if isinstance(fields[name], dict):
-            values.update({f"{name}.{key}": value for key, value in fields[name].items()})
-        else:
-            values[name] = fields[name]
-    values.pop("data.dataset")
-    return values
-
-
 def _save(
-    run: _Run, step: int, files: RunFiles, report: Report | None, diverged: bool = False
+    run: Run, step: int, files: RunFiles, report: Report | None, diverged: bool = False
 ) -> None:
     """A durable checkpoint, then the live files, then the report."""
-    on_device = run.device.type != "cpu"
-    rng = {
-        "torch": torch.get_rng_state(),
-        "directions": run.directions.get_state(),
-        "device": torch.get_device_module(run.device).get_rng_state(run.device)
-        if on_device
-        else None,
-    }
-    state = {
-        "config": run.config.model_dump_json(),
-        "recipe": RECIPE_VERSION,
-        "action_dim": run.data.action_width // run.data.block,
-        "normaliser": run.data.normaliser.to_dict(),
-        "method": run.method.state_dict(),
-        "step": step,
-        "diverged": diverged,
-        "optimiser": run.optimiser.state_dict(),
-        "rng": rng,
-        "curve": run.curve[: step + 1].clone(),
-        "num_clips": len(run.data),
-    }
-    save_checkpoint(run.run_dir, state)
+    save(run, step, diverged)
     values = newest(run.curve[: step + 1])
     files.log(f"step {step}: " + " ".join(f"{key}={value:.4g}" for key, value in values.items()))
     files.show(step)
@@ -299,7 +179,7 @@ def _epoch_order(seed: int, epoch: int, num_clips: int) -> npt.NDArray[np.int64]
     return np.random.default_rng((seed, epoch)).permutation(num_clips)
 
 
-def _batches(run: _Run, first: int) -> Iterator[Batch]:
+def _batches(run: Run, first: int) -> Iterator[Batch]:
     """Batches of steps `first` .. num_steps - 1; an epoch's last short batch is dropped."""
     size, seed = run.config.optim.batch_size, run.config.seed
     steps_per_epoch = len(run.data) // size
@@ -333,7 +213,7 @@ def _autocast(config: Config, device: torch.device) -> torch.autocast:
     )
 
 
-def _train_step(run: _Run, step: int, batch: Batch) -> bool:
+def _train_step(run: Run, step: int, batch: Batch) -> bool:
     """One update, and its row of the curve; False, and no update, where it would not be finite."""
     with _autocast(run.config, run.device):
         terms = run.method.loss(batch, run.directions)

@@ -8,14 +8,26 @@ import os
 import signal
 import sys
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from lewm.config import Config
 from pipeline import evaluate, record
-from pipeline.evaluate import Cell, dataset_name
+from pipeline.cells import (
+    Cell,
+    Manifests,
+    cell_status,
+    dataset_name,
+    ensure_manifests,
+    floor_cells,
+    is_done,
+    known_manifests,
+    trial_cells,
+)
+from pipeline.delivery import Delivery
+from pipeline.evaluate import RETRIES
 from pipeline.progress import Progress, duration
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Heartbeat, Lease, Storage, read_marker
@@ -23,14 +35,9 @@ from pipeline.tracking import Tracker, tracking_uri
 from pipeline.trial import (
     TrialTask,
     git_commit,
-    mlflow_params,
-    mlflow_tags,
-    run_name,
 )
 
 COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
-RETRIES = 3
-"""How often Ray starts a trial again after process death, node loss or an I/O error."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class _Invocation:
         self.datasets: dict[str, Path] = {}
         self.hashes: dict[str, str] = {}
         self.share: dict[str, float] = {}
+        self.undone: list[dict[str, Any]] = []
 
     def run(self) -> int:
         record.write(self.spec, self.storage, self.options.command, self.commit)
@@ -108,23 +116,21 @@ class _Invocation:
             self._print_end(fresh=False)
             return self._exit_code()
         self._write_state("running")
-        with ThreadPoolExecutor(1) as background:
-            tracker_future = background.submit(self._open_tracker)
-            self._connect()
-            try:
-                self._prepare_data()
-            except KeyboardInterrupt:
-                return self._interrupted()
-            tracker = self._result_of(tracker_future)
+        delivery = Delivery(self.spec, self.storage, self.commit)
+        self._connect()
+        try:
+            self._prepare_data()
+        except KeyboardInterrupt:
+            return self._interrupted()
         with self._progress() as progress:
             if self.options.train and not self.stop():
-                self._train(progress, tracker)
+                self._train(progress, delivery.tracker)
             manifests = {} if self.stop() else self._manifests()
             if not self.stop():
                 self._evaluate(progress, manifests)
         if self.stop():
             return self._interrupted()
-        self._finish(manifests, tracker)
+        self._finish(manifests, delivery)
         self._print_end(fresh=True)
         return self._exit_code()
 
@@ -164,29 +170,6 @@ class _Invocation:
                     f"with {stored[name]}: restore that file, or start a sweep of another name"
                 )
         self.storage.write_json(f"{self.folder}/datasets.json", stored | self.hashes)
-
-    def _open_tracker(self) -> Tracker:
-        from pipeline.tracking import open_sweep
-
-        tags = {
-            "lewm.question": self.spec.question,
-            "lewm.git_commit": self.commit or "unknown",
-            "lewm.env": self.spec.env,
-            "lewm.profile": self.spec.profile,
-        }
-        artifacts = self.storage.root / "mlartifacts"
-        return open_sweep(tracking_uri(self.storage.root), artifacts, self.spec.folder, tags)
-
-    def _result_of(self, future: "Future[Tracker]") -> Tracker | None:
-        try:
-            return future.result()
-        except Exception as error:
-            print(
-                f"warning: MLflow cannot be reached ({error}); curves stay on storage, and the next "
-                "invocation delivers them",
-                file=sys.stderr,
-            )
-            return None
 
     def _task(self, trial: Trial, tracker: Tracker | None) -> TrialTask:
         name = dataset_name(trial.config, self.spec.fingerprint)
@@ -231,18 +214,18 @@ class _Invocation:
                     {"status": "failed", "error": f"after {RETRIES} retries: {error}"},
                 )
 
-    def _manifests(self) -> evaluate.Manifests:
-        return evaluate.ensure_manifests(self.spec, self.storage, self.datasets)
+    def _manifests(self) -> Manifests:
+        return ensure_manifests(self.spec, self.storage, self.datasets)
 
-    def _cells(self, manifests: evaluate.Manifests) -> dict[str | None, list[Cell]]:
-        cells: dict[str | None, list[Cell]] = {None: evaluate.floor_cells(self.spec, manifests)}
+    def _cells(self, manifests: Manifests) -> dict[str | None, list[Cell]]:
+        cells: dict[str | None, list[Cell]] = {None: floor_cells(self.spec, manifests)}
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id)
             if marker is not None and marker["status"] == "done":
-                cells[trial.trial_id] = evaluate.trial_cells(self.spec, trial, manifests)
+                cells[trial.trial_id] = trial_cells(self.spec, trial, manifests)
         return cells
 
-    def _evaluate(self, progress: Progress, manifests: evaluate.Manifests) -> None:
+    def _evaluate(self, progress: Progress, manifests: Manifests) -> None:
         tasks = evaluate.missing_tasks(
             self.spec, self.storage, manifests, self.datasets, self.options.only
         )
@@ -251,59 +234,24 @@ class _Invocation:
         progress.begin_cells(len(tasks))
         evaluate.run_tasks(tasks, self.share, lambda _, error: progress.cell_done(error), self.stop)
 
-    def _finish(self, manifests: evaluate.Manifests, tracker: Tracker | None) -> None:
-        """Tables, MLflow's final state, report, and the marker that makes the sweep complete."""
+    def _finish(self, manifests: Manifests, delivery: Delivery) -> None:
+        """Tables, report, MLflow's final state, and the state that makes the sweep complete."""
         from pipeline.report import make_report
-        from pipeline.results import final_metrics, write_tables
+        from pipeline.results import write_tables
 
         cells = self._cells(manifests)
-        run_ids = self._deliver_curves(tracker)
+        tracker = delivery.tracker
+        run_ids = delivery.deliver_curves([self._task(t, tracker) for t in self.spec.trials])
         tables = write_tables(
-            self.spec,
-            self.storage,
-            cells,
-            lambda cell: evaluate.cell_status(self.storage, cell),
-            run_ids,
+            self.spec, self.storage, cells, lambda c: cell_status(self.storage, c), run_ids
         )
         page = make_report(self.storage.path(self.folder))
-        if tracker is not None:
-            from pipeline.tracking import finish_sweep, finish_trial
-
-            for row in tables["trials"].iter_rows(named=True):
-                tags = {"lewm.status": row["status"]}
-                finals = final_metrics(tables, row["trial_id"])
-                finish_trial(tracker, run_ids[row["trial_id"]], row["status"], finals, tags)
-            verdict = tables["summary"].filter(tables["summary"]["quantity"] == "verdict")["text"]
-            finish_sweep(
-                tracker,
-                [page, self.storage.path(f"{self.folder}/sweep.json")],
-                {"mlflow.note.content": " ".join(text for text in verdict if text)},
-                "FINISHED",
-            )
+        delivery.finish(tables, [page, self.storage.path(f"{self.folder}/sweep.json")])
+        undone = tables["cells"].filter(tables["cells"]["status"] != "done")
+        self.undone = [] if self.options.only else undone.to_dicts()
+        whole = not (self.undone or delivery.failed or self.options.only)
         expected = [cell.cell_id for owned in cells.values() for cell in owned]
-        whole = tracker is not None and self.options.only is None
         self._write_state("complete" if whole else "partial", expected)
-
-    def _deliver_curves(self, tracker: Tracker | None) -> dict[str, str]:
-        """One MLflow run per trial with its whole curve, whoever trained it; run ids by trial."""
-        if tracker is None:
-            return {}
-        from pipeline.results import trial_curve
-        from pipeline.tracking import last_steps, log_curve, open_trial
-
-        run_ids = {}
-        begun_at = record.begun_at(self.storage, self.folder)
-        for trial in self.spec.trials:
-            task = self._task(trial, tracker)
-            marker = read_marker(self.storage, trial.trial_id)
-            finished = (marker or {}).get("finished_at")
-            reused = finished is not None and finished < begun_at
-            tags = mlflow_tags(task) | ({"lewm.reused": "true"} if reused else {})
-            run_id = open_trial(tracker, trial.trial_id, run_name(task), mlflow_params(task), tags)
-            curve = trial_curve(self.storage, trial.trial_id)
-            log_curve(tracker, run_id, curve, last_steps(tracker, run_id))
-            run_ids[trial.trial_id] = run_id
-        return run_ids
 
     def _forget_failed(self) -> None:
         for trial in self.spec.trials:
@@ -335,13 +283,13 @@ class _Invocation:
         ):
             return False
         try:
-            manifests = evaluate.known_manifests(self.spec, self.storage)
+            manifests = known_manifests(self.spec, self.storage)
         except ValueError:
             return False
         cells = self._cells(manifests)
         expected = [cell.cell_id for owned in cells.values() for cell in owned]
         return sorted(expected) == sorted(state["cells"]) and all(
-            evaluate.is_done(self.storage, cell) for owned in cells.values() for cell in owned
+            is_done(self.storage, cell) for owned in cells.values() for cell in owned
         )
 
     def _interrupted(self) -> int:
@@ -357,7 +305,7 @@ class _Invocation:
 
     def _exit_code(self) -> int:
         markers = [read_marker(self.storage, t.trial_id) or {} for t in self.spec.trials]
-        failed = any(marker.get("status") == "failed" for marker in markers)
+        failed = self.undone or any(marker.get("status") == "failed" for marker in markers)
         return SOME_FAILED if failed else COMPLETE
 
     def _print_end(self, fresh: bool) -> None:
@@ -379,6 +327,9 @@ class _Invocation:
             marker = read_marker(self.storage, trial.trial_id) or {}
             if marker.get("status") == "failed":
                 lines.append(f"failed   {trial.point} seed={trial.config.seed}: {marker['error']}")
+        for row in self.undone:
+            where = f"{row['point'] or 'floors'} seed={row['seed']} {row['stage']}"
+            lines.append(f"failed   {where}: {row['error'] or 'not evaluated'}")
         if "failed" in statuses:
             lines.append(f"next     {self.options.command} --retry failed")
         print("\n".join(lines))

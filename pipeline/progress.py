@@ -47,6 +47,7 @@ class Progress:
         self._workers = max(workers, 1)
         self._started = time.time()
         self._evaluate_started: float | None = None
+        self._pace_from: float | None = None
         self._steps_seen = 0
         self._last_line = 0.0
         self._live: Live | None = None
@@ -70,7 +71,10 @@ class Progress:
     def step(self, trial_id: str, metrics: dict[str, Any]) -> None:
         """A trial reported: step, num_steps and losses."""
         row = self.rows[trial_id]
-        self._steps_seen += max(metrics.get("step", 0) - row.get("step", 0), 0)
+        if self._pace_from is None:  # the start-up of Ray and torch says nothing about the pace
+            self._pace_from = time.time()
+        else:
+            self._steps_seen += max(metrics.get("step", 0) - row.get("step", 0), 0)
         row.update(
             {k: v for k, v in metrics.items() if k in ("step", "num_steps", "loss", "pred_loss")}
         )
@@ -106,11 +110,11 @@ class Progress:
             rate = (time.time() - self._evaluate_started) / self.cells_done
             return rate * (self.cells_total - self.cells_done)
         known = [row["num_steps"] for row in self.rows.values() if row.get("num_steps")]
-        if not known or not self._steps_seen:
+        if not known or not self._steps_seen or self._pace_from is None:
             return None
         open_rows = [r for r in self.rows.values() if r["status"] in ("waiting", "running")]
         left = sum((row.get("num_steps") or known[0]) - row.get("step", 0) for row in open_rows)
-        training = left * (time.time() - self._started) / self._steps_seen
+        training = left * (time.time() - self._pace_from) / self._steps_seen
         if self._evaluate_s is None:
             return training
         return training + self._evaluate_s * len(self.rows) / self._workers

@@ -48,7 +48,6 @@ class Request:
     grid: Overrides = field(default_factory=dict)
     overrides: Overrides = field(default_factory=dict)
     dataset: str | None = None
-    only_stages: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,12 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
     _check_grid(
         evaluate_grid, f"{where}: evaluate", ("model", "loss", "data", "optim", "run", "seed")
     )
+    _check_overrides(request.overrides, {**grid, **evaluate_grid})
     for key in {**grid, **evaluate_grid}:
         fixed.pop(key, None)
     seeds = check_seeds(request.seeds or per_profile.get("seeds", table.get("seeds", [0])), where)
     stages = tuple(per_profile.get("stages", table.get("stages", STAGE_NAMES)))
-    for stage in (*stages, *(request.only_stages or ())):
+    for stage in stages:
         _choice(stage, STAGE_NAMES, f"{where}: stages")
     trials = [
         _make_trial({**fixed, **point, "seed": seed}, grid, fingerprint)
@@ -155,7 +155,7 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
             for _, config in variants for name in config.planning.protocols}  # fmt: skip
     extra = {k: v for k, v in request.overrides.items() if k not in evaluate_grid}
     if request.dataset is not None:
-        extra["data.dataset"] = fingerprint or request.dataset
+        extra["data.dataset"] = Path(request.dataset).name
     suffix = f"-{digest(extra, 6)}" if extra else ""
     return Spec(
         name=str(table.get("name", Path(request.sweep).stem)),
@@ -278,6 +278,16 @@ def _check_grid(grid: Mapping[str, Any], where: str, forbidden: tuple[str, ...])
             raise ValueError(f"{where}: grid {key!r} has a value twice: {values}")
         if key.split(".")[0] in forbidden:
             raise ValueError(f"{where}: {key!r} cannot be an axis of this grid")
+
+
+def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
+    """Refuses `--set` where it would be ignored, or where another option says it."""
+    options = {"data.env": "--env", "data.dataset": "--dataset", "seed": "--seeds"}
+    for key in overrides:
+        if key in axes:
+            raise ValueError(f"--set {key}: it is an axis of this sweep; use --grid {key}=...")
+        if key in options:
+            raise ValueError(f"--set {key}: use {options[key]}")
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

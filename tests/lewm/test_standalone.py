@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-NOT_NEEDED = ("ray", "mlflow", "polars", "pyarrow", "pipeline", "scipy", "rich", "psutil", "gymnasium")
+NOT_NEEDED = (
+    "ray",
+    "mlflow",
+    "polars",
+    "pyarrow",
+    "pipeline",
+    "scipy",
+    "rich",
+    "psutil",
+    "gymnasium",
+)
 
 
 def test_training_imports_nothing_of_the_pipeline():

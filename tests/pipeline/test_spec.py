@@ -78,6 +78,7 @@ BAD = {
     "unknown protocol": (["lambda", "--set", 'planning.protocols=["strit"]'], "'strict'"),
     "out of range": (["lambda", "--grid", "loss.lam=-1"], "loss.lam"),
     "wrong type": (["lambda", "--set", "optim.lr=fast"], "optim.lr"),
+    "an axis set": (["lambda", "--set", "loss.lam=0.1"], "use --grid loss.lam"),
     "no seeds": (["lambda", "--seeds", ","], "--seeds"),
     "duplicate seeds": (["lambda", "--seeds", "1,1"], "given twice"),
     "not an assignment": (["lambda", "--set", "optim.lr"], "key=value"),

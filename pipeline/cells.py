@@ -1,0 +1,215 @@
+"""What a sweep has to evaluate: its manifests, its cells, and which of them are done.
+
+A cell is trial x stage x one resolved stage config, so a further eval seed or planner adds cells and
+redoes none. A cell is done when its marker says so and its Parquet part is whole.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lewm.config import Config, dataset_id, digest
+from pipeline.spec import Spec, Trial
+from pipeline.storage import Storage
+from pipeline.tables import SCHEMA_VERSION, BrokenTable, read_part
+
+FLOORS = ("random", "zero", "oracle")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of evaluation and where its rows go."""
+
+    stage: str
+    cell_id: str
+    folder: str
+    config: dict[str, Any]
+    eval_point: str
+    manifest: str | None = None
+    manifest_hash: str | None = None
+
+    @property
+    def part(self) -> str:
+        """Key of the Parquet part."""
+        return f"{self.folder}/{self.stage}-{self.cell_id}.parquet"
+
+    @property
+    def marker(self) -> str:
+        """Key of the marker that makes it done."""
+        return f"{self.folder}/{self.stage}-{self.cell_id}.json"
+
+
+@dataclass(frozen=True)
+class ManifestRef:
+    """A frozen start/goal manifest in the storage."""
+
+    key: str
+    hash: str
+    protocol: dict[str, Any]
+    name: str
+    eval_seed: int
+    num_pairs: int
+
+
+Manifests = dict[tuple[str, str, int, int], ManifestRef]
+"""By (dataset name, protocol, eval_seed, num_pairs)."""
+
+
+def dataset_name(config: Config, fingerprint: str | None) -> str:
+    """The name under which a trial's dataset is known: its spec's hash, or the file's fingerprint."""
+    return dataset_id(config) if config.data.dataset is None else f"file-{fingerprint}"
+
+
+def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path]) -> Manifests:
+    """Every manifest the sweep's planning cells need, made once and kept in the storage."""
+    from lewm.data.episodes import EpisodeFile
+    from lewm.protocol import make_manifest, protocol_from_dict
+
+    for config, want in _wanted_manifests(spec):
+        if not storage.exists(want.key):
+            protocol = protocol_from_dict(spec.env, want.name, want.protocol)
+            with EpisodeFile(datasets[dataset_name(config, spec.fingerprint)]) as episodes:
+                manifest = make_manifest(
+                    protocol, want.eval_seed, want.num_pairs, config.data, episodes
+                )
+            storage.write_bytes(want.key, manifest.to_json().encode())
+    return known_manifests(spec, storage)
+
+
+def known_manifests(spec: Spec, storage: Storage) -> Manifests:
+    """The same, from storage alone.
+
+    Raises:
+        ValueError: one is missing or unreadable.
+    """
+    from lewm.protocol import Manifest
+
+    found: Manifests = {}
+    for config, want in _wanted_manifests(spec):
+        path = storage.path(want.key)
+        if not path.is_file():
+            raise ValueError(f"no manifest {path}")
+        name = dataset_name(config, spec.fingerprint)
+        found[name, want.name, want.eval_seed, want.num_pairs] = replace(
+            want, hash=Manifest.from_json(path.read_text()).hash
+        )
+    return found
+
+
+def _wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:
+    if "planning" not in spec.stages:
+        return
+    configs = {dataset_name(t.config, spec.fingerprint): t.config for t in spec.trials}
+    for name, config in configs.items():
+        for _, variant in spec.variants:
+            planning = variant.planning
+            for protocol, eval_seed in itertools.product(planning.protocols, planning.eval_seeds):
+                table = spec.protocols[protocol]
+                identity = digest([table, name, eval_seed, planning.num_pairs], 8)
+                key = f"manifests/{spec.env}-{protocol}-seed{eval_seed}-{identity}.json"
+                yield config, ManifestRef(key, "", table, protocol, eval_seed, planning.num_pairs)
+
+
+def trial_cells(spec: Spec, trial: Trial, manifests: Manifests) -> list[Cell]:
+    """All cells of one trial, in the order of the sweep's stages."""
+    folder = f"trials/{trial.trial_id}/cells"
+    name = dataset_name(trial.config, spec.fingerprint)
+    cells: dict[str, Cell] = {}
+    for eval_point, variant in spec.variants:
+        for stage in spec.stages:
+            section = getattr(variant, stage).model_dump(mode="json")
+            own = _own_axes(eval_point, stage)
+            for config, ref in _resolve(stage, section, name, manifests):
+                identity = {
+                    "trial": trial.trial_id,
+                    "stage": stage,
+                    "config": config,
+                    "schema": SCHEMA_VERSION,
+                    "manifest": ref.hash if ref else None,
+                }
+                cell_id = digest(identity)
+                cells.setdefault(
+                    cell_id,
+                    Cell(
+                        stage,
+                        cell_id,
+                        folder,
+                        config,
+                        own,
+                        ref.key if ref else None,
+                        ref.hash if ref else None,
+                    ),
+                )
+    return list(cells.values())
+
+
+def _own_axes(eval_point: str, stage: str) -> str:
+    """The part of an `eval_point` that concerns a stage."""
+    return " ".join(part for part in eval_point.split(" ") if part.startswith(f"{stage}."))
+
+
+def _resolve(
+    stage: str, section: dict[str, Any], name: str, manifests: Manifests
+) -> list[tuple[dict[str, Any], ManifestRef | None]]:
+    if stage != "planning":
+        return [(section, None)]
+    shared = {k: v for k, v in section.items() if k not in ("protocols", "eval_seeds")}
+    chosen = [
+        manifests[name, protocol, eval_seed, section["num_pairs"]]
+        for protocol in section["protocols"]
+        for eval_seed in section["eval_seeds"]
+    ]
+    return [
+        (
+            {
+                **shared,
+                "protocol": ref.name,
+                "protocol_table": ref.protocol,
+                "eval_seed": ref.eval_seed,
+            },
+            ref,
+        )
+        for ref in chosen
+    ]
+
+
+def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
+    """The floors: per dataset, protocol and eval seed one cell for each of `FLOORS`."""
+    if "planning" not in spec.stages:
+        return []
+    cells = []
+    for (name, protocol, eval_seed, num_pairs), ref in manifests.items():
+        entry = digest([name, protocol, eval_seed])
+        for planner in FLOORS:
+            config = {
+                "planner": planner,
+                "protocol": protocol,
+                "protocol_table": ref.protocol,
+                "eval_seed": eval_seed,
+                "num_pairs": num_pairs,
+            }
+            cell_id = digest([config, SCHEMA_VERSION, ref.hash])
+            folder = f"baselines/{entry}"
+            cells.append(Cell("planning", cell_id, folder, config, "", ref.key, ref.hash))
+    return cells
+
+
+def is_done(storage: Storage, cell: Cell) -> bool:
+    """Whether a cell has a marker that says so and a whole part behind it."""
+    marker = storage.read_json(cell.marker)
+    if marker is None or marker["status"] != "done":
+        return False
+    try:
+        read_part(storage.path(cell.part))
+    except (BrokenTable, FileNotFoundError) as error:
+        print(f"warning: {error}; the cell is done again", file=sys.stderr)
+        return False
+    return True
+
+
+def cell_status(storage: Storage, cell: Cell) -> dict[str, Any]:
+    """The marker of a cell, or one that says `pending`."""
+    return storage.read_json(cell.marker) or {"status": "pending", "error": None, "wall_s": None}

@@ -24,7 +24,7 @@ class PointAxis:
     """Where the points of one world stand, in plot units.
 
     Attributes:
-        gap: the smallest distance between neighbours; marks are dodged by a share of it.
+        gap: the smallest distance between neighbours.
         break_at: where the zero slot ends, or None.
     """
 
@@ -45,6 +45,12 @@ class PointAxis:
     def domain(self) -> list[float]:
         """Ends of the axis."""
         return [self.slots[0].at - 0.45 * self.gap, self.slots[-1].at + 0.45 * self.gap]
+
+    @property
+    def dodge(self) -> float:
+        """How wide the marks of one point may spread."""
+        low, high = self.domain
+        return min(self.gap, 0.22 * (high - low))
 
     def encoding(self) -> dict[str, Any]:
         """The Vega-Lite channel `x`, read from the field `at`."""

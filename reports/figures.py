@@ -34,8 +34,10 @@ class Figure:
     curves: bool = False
 
     def static(self, width: int = 640) -> Spec:
-        """The spec with its title and a fixed width, for a file of its own."""
-        return {**self.spec, "width": width, "height": self.height, "title": self.title}
+        """The spec with its title, legends and a fixed width, for a file of its own."""
+        size = {"width": width, "height": self.height, "title": self.title}
+        spec: Spec = _with_legends(self.spec)
+        return {**spec, **size}
 
     def page(self) -> Spec:
         """The spec as the page shows it: as wide as its column."""
@@ -45,6 +47,19 @@ class Figure:
             "height": self.height,
             "autosize": {"type": "fit", "contains": "padding"},
         }
+
+
+def _with_legends(part: Any) -> Any:
+    """The spec with the legends that the page draws itself."""
+    if isinstance(part, list):
+        return [_with_legends(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    legend = {"title": None, "orient": "top"}
+    return {
+        key: legend if key == "legend" and inner is None else _with_legends(inner)
+        for key, inner in part.items()
+    }
 
 
 def state(row: Row) -> str:
@@ -124,7 +139,7 @@ def _y(y: Spec, field: str) -> Spec:
 
 
 def _plateau(axis: PointAxis, ends: tuple[float, float]) -> Spec:
-    row = {"at": ends[0] - 0.15 * axis.gap, "to": ends[1] + 0.45 * axis.gap}
+    row = {"at": ends[0] - 0.15 * axis.dodge, "to": ends[1] + 0.45 * axis.dodge}
     return _values([row], _mark("rect", "plateau"), {"x": axis.encoding(), "x2": {"field": "to"}})
 
 
@@ -221,9 +236,9 @@ def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, quantity: str) -> Spec:
         per_point.setdefault(row["point"], []).append(row)
     rows = []
     for point, members in per_point.items():
-        step = 0.26 * axis.gap / max(len(members) - 1, 2)
+        step = 0.26 * axis.dodge / max(len(members) - 1, 2)
         for index, row in enumerate(members):
-            shift = 0.14 * axis.gap + index * step
+            shift = 0.14 * axis.dodge + index * step
             rows.append(
                 {
                     "at": round(axis.at(point) + shift, 6),
@@ -250,9 +265,14 @@ def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, quantity: str) -> Spec:
         "y": y,
         "color": {**states, "scale": {"domain": list(STATES), "range": "category"}},
         "shape": {**states, "scale": {"domain": list(STATES), "range": list(SHAPES)}},
+        "size": {
+            **states,
+            "type": "ordinal",
+            "scale": {"domain": list(STATES), "range": [58, 90, 90]},
+        },
         "tooltip": tooltip,
     }
-    return _values(rows, _mark("point", "run", filled=True, size=62), encoding)
+    return _values(rows, _mark("point", "run", filled=True), encoding)
 
 
 def thin(rows: Sequence[Row], limit: int = MAX_CURVE_POINTS) -> list[Row]:
@@ -314,14 +334,15 @@ def curve_chart(
     }
     select = {"type": "point", "on": "pointerover", "clear": "pointerout", "fields": ["id"]}
     tooltip = [
-        {"field": "id", "title": "run"},
-        {"field": "step", "format": ",d"},
-        {"field": "value", "title": title, "format": ".4~g"},
-        {"field": "state", "title": "latent space"},
+        {"field": "id", "type": "nominal", "title": "run"},
+        {"field": "step", "type": "quantitative", "format": ",d"},
+        {"field": "value", "type": "quantitative", "title": title, "format": ".4~g"},
+        {"field": "state", "type": "nominal", "title": "latent space"},
     ]
+    # not `nearest`: Vega-Lite 6.4 reads a tooltip's text fields from the wrong datum there
     hover = {
-        "params": [{"name": "over", "select": {**select, "nearest": True}}],
-        "mark": {"type": "point", "opacity": 0, "size": 20},
-        "encoding": {"x": x, "y": y, "tooltip": tooltip},
+        "params": [{"name": "over", "select": select}],
+        "mark": {"type": "point", "filled": True, "opacity": 0, "size": 80},
+        "encoding": {**shared, "tooltip": tooltip},
     }
     return {"data": {"values": values}, "layer": [line, hover]}

@@ -12,7 +12,7 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup
 
-from reports import text, views
+from reports import sections, text, views
 from reports.figures import Figure
 from reports.theme import chart_config, lam_colours, palette
 
@@ -47,9 +47,9 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         title=_title(meta),
         question=meta.get("question") or "",
         chapters=chapters,
-        protocols=views.protocol_table(meta, tables),
-        provenance=views.provenance(meta, tables),
-        collapse_rule=views.collapse_rule(meta),
+        protocols=sections.protocol_table(meta, tables),
+        provenance=sections.provenance(meta, tables),
+        collapse_rule=sections.collapse_rule(meta),
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         bundle=Markup(_bundle()),
@@ -128,10 +128,10 @@ def _chapter(world: views.World, meta: Mapping[str, Any], number: int) -> Row:
                 world.axis.slots, lam_colours(lams, False), lam_colours(lams, True)
             )
         ],
-        "probes": views.probe_table(world),
-        "surprise": views.surprise_table(world),
-        "trials": views.trial_rows(world),
-        "failed_cells": views.failed_cells(world),
+        "probes": sections.probe_table(world),
+        "surprise": sections.surprise_table(world),
+        "trials": sections.trial_rows(world),
+        "failed_cells": sections.failed_cells(world),
         "figures": [*charts, *health, *curves],
     }
 

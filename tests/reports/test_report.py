@@ -182,6 +182,14 @@ def test_one_seed_one_lambda_and_bare_meta() -> None:
     assert "no interval: one seed" in words
 
 
+@pytest.mark.parametrize("versions", ["torch 2.13.0", '{"torch": "2.13.0"}', {"torch": "2.13.0"}])
+def test_versions_may_be_text_or_a_table(versions: Any) -> None:
+    given = judged(
+        make_tables(lams=(0.1,), seeds=(0,), failed=(), diverged=(), pending=((0.1, 0),))
+    )
+    assert "torch 2.13.0" in visible(render(given, {**META, "versions": versions}))
+
+
 def test_no_trials_at_all() -> None:
     empty = {name: pl.DataFrame(schema=dict(schema)) for name, schema in SCHEMAS.items()}
     assert "no trials yet" in visible(render(empty, META))

@@ -131,7 +131,7 @@ def _how_sure(main: Mapping[str, Row], missing: Row) -> str:
         for quantity, word in (("num_collapsed", "collapsed"), ("num_diverged", "diverged"))
         if main[quantity]["value"]
     ]
-    fate = f"of its runs {listed(lost)}" if lost else "none of its runs collapsed or diverged"
+    fate = f"of its runs, {listed(lost)}" if lost else "none of its runs collapsed or diverged"
     if seeds > 1:
         text += f"; its worst of {seeds} seeds reaches {percent(main['worst_seed']['value'])} and {fate}"
     else:

@@ -1,0 +1,266 @@
+"""The page's other tables: probes, surprise, trials, protocols, provenance; chosen and formatted rows."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from reports import text
+from reports.views import SETTING, Row, Tables, World
+
+
+def probe_table(world: World) -> Row:
+    """Probes: a row per target, layer and probe, a column per point."""
+    cells: dict[tuple[str, ...], dict[str, Row]] = {}
+    for metric in ("probe_r", "probe_mse"):
+        for row in world.rows("stability", metric=metric, runs="all"):
+            place = (row["target"], row["layer"], row["probe"])
+            cells.setdefault(place, {}).setdefault(row["point"], {})[metric] = row
+    best = world.summary("verdict") and world.summary("best_point", **_main(world)).get("point")
+    points = [slot.point for slot in world.axis.slots]
+    rows = []
+    above = ""
+    for key, found in sorted(cells.items()):
+        columns = []
+        for point in points:
+            r, mse = (found.get(point, {}).get(m) for m in ("probe_r", "probe_mse"))
+            columns.append(
+                {
+                    "best": point == best,
+                    "r": f"{r['mean']:.2f}".replace("-", "−") if r else text.DASH,
+                    "spread": f"± {r['std']:.2f}" if r and r["std"] is not None else "",
+                    "mse": f"{mse['mean']:.3f}" if mse else text.DASH,
+                }
+            )
+        rows.append({"key": key, "first": key[0] != above, "columns": columns})
+        above = key[0]
+    means = world.rows("stability", metric="probe_r", runs="all")
+    counts = world.tables["probing"].select("num_train", "num_test").unique().sort("num_train")
+    return {
+        "points": [{"name": slot.name, "best": slot.point == best} for slot in world.axis.slots],
+        "rows": rows,
+        "n": text.between([row["num_seeds"] for row in means], "seed"),
+        "frames": [
+            f"{train:,} training and {test:,} held-out frames" for train, test in counts.iter_rows()
+        ],
+    }
+
+
+def _main(world: World) -> Row:
+    verdict = world.summary("verdict")
+    return {name: verdict[name] for name in SETTING}
+
+
+def surprise_table(world: World) -> list[Row]:
+    """Surprise against its control, per event and point."""
+    kinds = dict(
+        world.tables["surprise"].select("event", "kind").unique().sort("event").iter_rows()
+    )
+    rows = []
+    for ratio in world.rows("stability", metric="surprise_ratio", runs="all"):
+        at = {"point": ratio["point"], "event": ratio["event"], "runs": "all"}
+        level = world.rows("stability", metric="surprise", **at)
+        control = world.rows("stability", metric="surprise_control", **at)
+        tests = world.rows("comparison", point=ratio["point"], event=ratio["event"])
+        test = tests[0] if tests else None
+        rows.append(
+            {
+                "event": ratio["event"],
+                "kind": kinds.get(ratio["event"], ""),
+                "collapsed": bool(ratio["num_collapsed"]),
+                "cells": [
+                    world.axis.name(ratio["point"]),
+                    text.number(level[0]["mean"]) if level else text.DASH,
+                    text.number(control[0]["mean"]) if control else text.DASH,
+                    f"{ratio['mean']:.2f}",
+                    text.number_span(ratio),
+                    text.percent(test["p_improvement"]) if test else text.DASH,
+                    text.p_value(test["p_adjusted"]) if test else text.DASH,
+                    f"{test['n']} × {ratio['num_seeds']}"
+                    if test
+                    else f"{text.DASH} × {ratio['num_seeds']}",
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: str(row["event"]))
+
+
+def trial_rows(world: World) -> list[Row]:
+    """Every trial with its fate; failed and diverged ones first."""
+    rank = {"failed": 0, "diverged": 1, "unavailable": 2, "pending": 3, "running": 3}
+    rows = []
+    for row in world.rows("trials"):
+        notes = [row["error"], row["stop_reason"]]
+        if row["diverged_step"] is not None:
+            notes.append(f"not finite at step {row['diverged_step']:,}")
+        rows.append(
+            {
+                "status": row["status"],
+                "note": "; ".join(note for note in notes if note),
+                "cells": [
+                    world.axis.name(row["point"] or ""),
+                    row["seed"],
+                    row["trial_id"],
+                    (row["checkpoint_hash"] or text.DASH)[:12],
+                    text.duration(row["wall_s"]),
+                    text.number(row["peak_mem_gb"]) + " GB" if row["peak_mem_gb"] else text.DASH,
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: rank.get(str(row["status"]), 9))
+
+
+def failed_cells(world: World) -> list[Row]:
+    """Evaluation cells that have failed, with their errors."""
+    return [
+        {"name": world.axis.name(row["point"] or ""), **row}
+        for row in world.rows("cells", status="failed")
+    ]
+
+
+def protocol_table(meta: Mapping[str, Any], tables: Tables) -> Row:
+    """Protocols as columns: their rules, the planner's sizes, the floors measured under them."""
+    protocols = meta.get("protocols") or {}
+    names = list(protocols)
+    keys = list(dict.fromkeys(key for table in protocols.values() for key in table))
+    rows = [
+        {
+            "name": PROTOCOL_WORDS.get(key, key),
+            "cells": [_setting(protocols[name].get(key)) for name in names],
+        }
+        for key in keys
+    ]
+    for name, words in _planner_words(meta.get("planning") or {}):
+        rows.append({"name": name, "cells": [words] * len(names)})
+    floors = tables["stability"].filter(pl.col("method").is_null(), pl.col("metric") == "success")
+    for planner in ("random", "zero", "oracle"):
+        cells = []
+        for name in names:
+            found = floors.filter(
+                pl.col("planner") == planner, pl.col("protocol") == name
+            ).to_dicts()
+            cells.append(_floor(found[0]) if found else text.DASH)
+        if any(cell != text.DASH for cell in cells):
+            rows.append({"name": f"floor: {FLOOR_WORDS[planner]}", "cells": cells})
+    return {"names": names, "rows": rows}
+
+
+def _planner_words(planning: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The planner's sizes in words; nothing of what the sweep does not say."""
+    known = {key: _setting(value) for key, value in planning.items()}
+    needed = (
+        "planner",
+        "num_samples",
+        "num_iterations",
+        "num_elites",
+        "horizon",
+        "execute",
+        "history",
+    )
+    rows = []
+    if all(key in known for key in needed):
+        size = "{num_samples} samples × {num_iterations} iterations, {num_elites} elites"
+        plan = "{horizon} blocks, {execute} executed; {history} context frames"
+        rows.append(("planner", f"{known['planner'].upper()}: {size.format(**known)}"))
+        rows.append(("horizon", plan.format(**known)))
+    if "num_pairs" in known and "eval_seeds" in known:
+        rows.append(("pairs", f"{known['num_pairs']} for each eval seed ({known['eval_seeds']})"))
+    return rows
+
+
+def _floor(row: Row) -> str:
+    return f"{text.percent(row['mean'])} ({text.percent_span(row)}, n = {row['num_episodes']})"
+
+
+FLOOR_WORDS = {
+    "random": "random actions",
+    "zero": "no action",
+    "oracle": "the recorded actions",
+}
+PROTOCOL_WORDS = {
+    "episodes": "episodes from",
+    "pre_solved": "starts already solved",
+    "sampling": "start sampling",
+    "collision": "collision rule",
+    "hold": "success must hold (steps)",
+    "goal_offset": "goal offset (steps)",
+    "budget": "budget (steps)",
+    "success": "success rule",
+}
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_setting(inner)}" for key, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_setting(inner) for inner in value)
+    return text.DASH if value is None else str(value)
+
+
+def provenance(meta: Mapping[str, Any], tables: Tables) -> list[tuple[str, str]]:
+    """Where the numbers come from: (name, value), what is unknown left out."""
+    rows: list[tuple[str, Any]] = [
+        ("sweep", meta.get("folder") or meta.get("name")),
+        ("command", meta.get("command")),
+        ("begun", meta.get("begun_at")),
+        ("git commit", _distinct(tables["trials"], "git_commit") or meta.get("git_commit")),
+        ("dataset (content hash)", _distinct(tables["trials"], "dataset_hash")),
+        ("behaviour policy", _distinct(tables["trials"], "policy")),
+        ("parameters", _distinct(tables["trials"], "num_params", ",")),
+        ("optimiser steps", _distinct(tables["trials"], "num_steps", ",")),
+        ("batch size (λ is tied to it)", _distinct(tables["trials"], "batch_size")),
+        ("precision", _distinct(tables["trials"], "precision")),
+        ("threads per trial", _distinct(tables["trials"], "num_threads")),
+        ("manifests", _distinct(tables["planning"], "manifest_hash")),
+        ("trained on", _machines(tables["trials"])),
+        (
+            "machine of the first command",
+            _setting(meta.get("machine")) if meta.get("machine") else None,
+        ),
+        ("versions", _versions(meta, tables["trials"])),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _distinct(frame: pl.DataFrame, column: str, spec: str = "") -> str:
+    values = frame[column].drop_nulls().unique().sort().to_list()
+    return ", ".join(format(value, spec) for value in values)
+
+
+def _machines(trials: pl.DataFrame) -> str:
+    pairs = trials.select("host", "device").drop_nulls().unique().sort("host", "device")
+    return ", ".join(f"{host} ({device})" for host, device in pairs.iter_rows())
+
+
+def _versions(meta: Mapping[str, Any], trials: pl.DataFrame) -> str:
+    """Library versions of the trials, else of the sweep; JSON objects and plain text both fit."""
+    found = trials["versions"].drop_nulls().unique().sort().to_list() or [
+        meta.get("versions") or ""
+    ]
+    return "; ".join(_version_words(value) for value in found)
+
+
+def _version_words(value: Any) -> str:
+    try:
+        known = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return str(value)
+    if isinstance(known, dict):
+        return ", ".join(f"{library} {version}" for library, version in known.items())
+    return str(known)
+
+
+def collapse_rule(meta: Mapping[str, Any]) -> str:
+    """The rule by which a run counts as collapsed, as far as the sweep's settings tell it."""
+    variants = meta.get("variants") or [{}]
+    latents = variants[0].get("config", {}).get("latents", {})
+    if "collapse_std" not in latents:
+        return ""
+    share = text.percent(latents["collapse_epps_pulley"])
+    return (
+        f"Collapsed: mean standard deviation below {latents['collapse_std']:g}, or Epps–Pulley distance "
+        f"above {share} of a point mass's. "
+    )

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from lewm.config import Config
 from pipeline import evaluate, record
 from pipeline.cells import (
@@ -79,6 +81,7 @@ def run(spec: Spec, storage: Storage, options: Options) -> int:
     Raises:
         ValueError: the sweep was begun otherwise, the dataset does not fit, or no cluster answers.
     """
+    check_inputs(spec, options)
     lease = Lease(storage, f"sweeps/{spec.folder}/owner.json")
     owner = lease.acquire()
     if owner is not None:
@@ -158,7 +161,6 @@ class _Invocation:
                 self.hashes[name] = check_dataset(path)
             else:
                 path = Path(config.data.dataset)
-                check_fits(path, config)
                 assert self.spec.fingerprint is not None
                 self.hashes[name] = self.spec.fingerprint
             self.datasets[name] = path
@@ -333,6 +335,28 @@ class _Invocation:
         if "failed" in statuses:
             lines.append(f"next     {self.options.command} --retry failed")
         print("\n".join(lines))
+
+
+def check_inputs(spec: Spec, options: Options) -> None:
+    """Refuses what can be known to fail, before anything is written or started.
+
+    Raises:
+        ValueError: one line with what, where and what is allowed.
+    """
+    from lewm.envs import make_env
+
+    for config in {trial.config.data: trial.config for trial in spec.trials}.values():
+        if config.data.dataset is None:
+            make_env(config.data.env).make_behaviour(config.data.policy, np.random.default_rng(0))
+        else:
+            check_fits(Path(config.data.dataset), config)
+    threads = max(trial.config.optim.num_threads for trial in spec.trials)
+    here = os.cpu_count() or 1
+    if options.address is None and options.train and threads > here:
+        raise ValueError(
+            f"profile {spec.profile} gives a trial {threads} CPUs (optim.num_threads), this machine "
+            f"has {here}: choose another profile, a cluster (--address), or --set optim.num_threads"
+        )
 
 
 def check_fits(path: Path, config: Config) -> None:

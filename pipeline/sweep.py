@@ -28,7 +28,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
         epilog="Shipped sweeps and profiles are TOML files in sweeps/. Exit codes: 0 complete, 1 some "
-        "trials failed, 2 bad input, 3 already running, 130/143 interrupted.",
+        "trials failed, 2 bad input, 3 already running, 130/143 interrupted. LEWM_TRACEBACK=1 shows where "
+        "an error line came from.",
     )
     add = parser.add_argument
     add("sweep", help="a shipped sweep's name, or a .toml file")

@@ -4,7 +4,6 @@ Later wins: config defaults < profile < profile x env x method < sweep < sweep x
 Imports neither torch nor ray, so `--dry-run` answers at once.
 """
 
-import importlib.resources
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -326,8 +325,10 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def package_folder() -> Path:
-    """The installed `sweeps` folder."""
-    return Path(str(importlib.resources.files("sweeps").joinpath("profiles"))).parent
+    """The installed `sweeps` folder: package data without Python, found after any kind of install."""
+    import sweeps
+
+    return next(Path(path) for path in sweeps.__path__ if (Path(path) / "profiles").is_dir())
 
 
 def find_sweep(name: str) -> Path:

@@ -12,8 +12,9 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -85,30 +86,13 @@ class Storage:
         target = self.path(key)
         if target.is_file() and target.read_bytes() == content:
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp = _temp_beside(target)
-        try:
-            with temp.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(target)
-        finally:
-            temp.unlink(missing_ok=True)
+        with atomic_file(target) as file:
+            file.write(content)
 
     def put(self, source: Path, key: str) -> None:
         """Copies a local file to a key atomically and durably."""
-        target = self.path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp = _temp_beside(target)
-        try:
-            with source.open("rb") as read, temp.open("wb") as write:
-                shutil.copyfileobj(read, write, 1 << 20)
-                write.flush()
-                os.fsync(write.fileno())
-            temp.replace(target)
-        finally:
-            temp.unlink(missing_ok=True)
+        with source.open("rb") as read, atomic_file(self.path(key)) as write:
+            shutil.copyfileobj(read, write, 1 << 20)
 
     def fetch(self, key: str, target: Path) -> bool:
         """Copies a key to a local file; False if there is none."""
@@ -135,6 +119,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return rows
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[BinaryIO]:
+    """A binary file that appears under its name when the block ends well: flushed, whole, or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = _temp_beside(target)
+    try:
+        with temp.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temp.replace(target)
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def _temp_beside(target: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("lewm", "pipeline", "reports", "sweeps")
+OURS = ("lewm", "pipeline", "reports")
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "polars")
 
 LEAVES = ("stats", "tables", "tracking", "storage", "cluster", "progress")

@@ -137,6 +137,16 @@ def test_the_report_alone_needs_no_torch_ray_or_mlflow(unbroken):
     assert page.read_bytes() == before
 
 
+def test_a_torn_part_is_done_again(unbroken):
+    storage, _ = unbroken
+    part = sorted(storage.glob("trials/*/cells/latents-*.parquet"))[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    again = run(storage)
+    assert again.returncode == 0 and part.name in again.stderr
+    assert part.read_bytes() == whole
+
+
 def test_kills_at_four_moments_change_no_result(unbroken, tmp_path):
     storage = tmp_path / "killed"
     trials, sweep = storage / "trials", sweep_dir(storage)

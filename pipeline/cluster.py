@@ -56,8 +56,12 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
         ) from None
 
 
-def resources_per_trial(num_threads: int) -> dict[str, float]:
+def resources_per_trial(num_threads: int, gpus: float = 1.0) -> dict[str, float]:
     """CPU and GPU shares of one trial on the connected cluster.
+
+    Args:
+        gpus: share of a GPU, where the cluster has any; a fraction packs trials on one card (Ray only
+            counts it, memory is not capped).
 
     Raises:
         ValueError: no machine of the cluster has that many CPUs.
@@ -73,5 +77,5 @@ def resources_per_trial(num_threads: int) -> dict[str, float]:
         )
     share = {"CPU": float(num_threads)}
     if any(node.get("GPU", 0.0) >= 1 for node in nodes):
-        share["GPU"] = 1.0
+        share["GPU"] = gpus
     return share

@@ -51,6 +51,7 @@ class Options:
     retry_failed: bool = False
     only: tuple[str, ...] | None = None
     train: bool = True
+    gpus_per_trial: float = 1.0
 
 
 class Stop:
@@ -143,7 +144,7 @@ class _Invocation:
         connect(self.options.address)
         self.stop.listen()
         threads = max(trial.config.optim.num_threads for trial in self.spec.trials)
-        self.share = resources_per_trial(threads)
+        self.share = resources_per_trial(threads, self.options.gpus_per_trial)
 
     def _workers(self) -> int:
         import ray

@@ -41,9 +41,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dataset", help="a dataset file in the published layout, instead of collecting one")
     add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
     add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
+    add(
+        "--gpus-per-trial",
+        type=_gpu_share,
+        default=1.0,
+        metavar="SHARE",
+        help="GPU share of a trial where there are GPUs: 1 (default), or a fraction to pack several",
+    )
     add("--retry", choices=["failed"], help="train failed trials again")
     add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
     return parser.parse_args(argv)
+
+
+def _gpu_share(text: str) -> float:
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]; a trial uses one GPU at most")
+    return share
 
 
 def make_request(args: argparse.Namespace) -> Request:
@@ -76,7 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_plan(spec, storage)
             return driver.COMPLETE
         storage.check_writable()
-        options = driver.Options(command, args.address, args.retry == "failed")
+        options = driver.Options(
+            command,
+            args.address,
+            retry_failed=args.retry == "failed",
+            gpus_per_trial=args.gpus_per_trial,
+        )
         return driver.run(spec, storage, options)
     except ValueError as error:
         if os.environ.get("LEWM_TRACEBACK"):

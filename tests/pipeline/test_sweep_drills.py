@@ -147,6 +147,21 @@ def test_a_torn_part_is_done_again(unbroken):
     assert part.read_bytes() == whole
 
 
+def test_one_stage_can_be_evaluated_alone(unbroken):
+    storage, _ = unbroken
+    part = sorted(storage.glob("trials/*/cells/probing-*.parquet"))[0]
+    whole = part.read_bytes()
+    part.with_suffix(".json").unlink()
+    part.unlink()
+    evaluate = [sys.executable, "-m", "pipeline.evaluate", "smoke", "--storage", str(storage)]
+    wrong = subprocess.run([*evaluate, "--only", "probin"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "probing" in wrong.stderr
+    done = subprocess.run([*evaluate, "--only", "probing"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert part.read_bytes() == whole
+    assert run(storage).returncode == 0
+
+
 def test_kills_at_four_moments_change_no_result(unbroken, tmp_path):
     storage = tmp_path / "killed"
     trials, sweep = storage / "trials", sweep_dir(storage)

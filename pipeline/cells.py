@@ -69,7 +69,7 @@ def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path])
     from lewm.protocol import make_manifest, protocol_from_dict
 
     for config, want in _wanted_manifests(spec):
-        if not storage.exists(want.key):
+        if _stored_hash(storage, want.key) is None:
             protocol = protocol_from_dict(spec.env, want.name, want.protocol)
             with EpisodeFile(datasets[dataset_name(config, spec.fingerprint)]) as episodes:
                 manifest = make_manifest(
@@ -85,18 +85,24 @@ def known_manifests(spec: Spec, storage: Storage) -> Manifests:
     Raises:
         ValueError: one is missing or unreadable.
     """
-    from lewm.protocol import Manifest
-
     found: Manifests = {}
     for config, want in _wanted_manifests(spec):
-        path = storage.path(want.key)
-        if not path.is_file():
-            raise ValueError(f"no manifest {path}")
+        stored = _stored_hash(storage, want.key)
+        if stored is None:
+            raise ValueError(f"no whole manifest {storage.path(want.key)}")
         name = dataset_name(config, spec.fingerprint)
-        found[name, want.name, want.eval_seed, want.num_pairs] = replace(
-            want, hash=Manifest.from_json(path.read_text()).hash
-        )
+        found[name, want.name, want.eval_seed, want.num_pairs] = replace(want, hash=stored)
     return found
+
+
+def _stored_hash(storage: Storage, key: str) -> str | None:
+    """The hash of a manifest in the storage; None if it is missing or torn, and so to be made again."""
+    from lewm.protocol import Manifest
+
+    try:
+        return Manifest.from_json(storage.path(key).read_text()).hash
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:

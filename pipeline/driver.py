@@ -33,6 +33,7 @@ from pipeline.evaluate import RETRIES
 from pipeline.progress import Progress, duration
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Heartbeat, Lease, Storage, read_marker
+from pipeline.tables import BrokenTable, read_part, table_path
 from pipeline.tracking import Tracker, tracking_uri
 from pipeline.trial import (
     TrialTask,
@@ -281,9 +282,7 @@ class _Invocation:
             return False
         if any(read_marker(self.storage, t.trial_id) is None for t in self.spec.trials):
             return False
-        if not all(
-            self.storage.exists(f"{self.folder}/{f}") for f in ("report/index.html", "tables")
-        ):
+        if not (self.storage.exists(f"{self.folder}/report/index.html") and self._tables_whole()):
             return False
         try:
             manifests = known_manifests(self.spec, self.storage)
@@ -294,6 +293,18 @@ class _Invocation:
         return sorted(expected) == sorted(state["cells"]) and all(
             is_done(self.storage, cell) for owned in cells.values() for cell in owned
         )
+
+    def _tables_whole(self) -> bool:
+        from pipeline.stages.stability import INPUTS, OUTPUTS
+
+        folder = self.storage.path(self.folder)
+        try:
+            for name in ("attempts", *INPUTS, *OUTPUTS):
+                read_part(table_path(folder, name))
+        except (BrokenTable, FileNotFoundError) as error:
+            print(f"warning: {error}; the tables are made again", file=sys.stderr)
+            return False
+        return True
 
     def _interrupted(self) -> int:
         assert self.stop.signal is not None

@@ -147,6 +147,22 @@ def test_a_torn_part_is_done_again(unbroken):
     assert part.read_bytes() == whole
 
 
+def test_torn_and_lost_tables_and_a_torn_manifest_are_made_again(unbroken):
+    storage, _ = unbroken
+    tables = sweep_dir(storage) / "tables"
+    before = {path: path.read_bytes() for path in tables.glob("*.parquet")}
+    torn = tables / "planning.parquet"
+    torn.write_bytes(before[torn][:900])
+    (tables / "summary.parquet").unlink()
+    manifest = next(storage.glob("manifests/*strict*.json"))
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:300])
+    again = run(storage)
+    assert again.returncode == 0, again.stderr
+    assert manifest.read_bytes() == whole
+    assert {path: path.read_bytes() for path in tables.glob("*.parquet")} == before
+
+
 def test_one_stage_can_be_evaluated_alone(unbroken):
     storage, _ = unbroken
     part = sorted(storage.glob("trials/*/cells/probing-*.parquet"))[0]

@@ -93,6 +93,8 @@ class DataConfig(Frozen):
     collect_seed: Seed = 3072
     dataset: str | None = None
     """A named dataset file instead of a collected one."""
+    render_quality: Literal["exact", "fast"] = "exact"
+    """`fast` leaves out what software rendering is slow at (MuJoCo worlds: shadows, antialiasing)."""
     action_block: Count = 5
     """Environment steps between the frames of a clip; their actions form one block."""
     split: Literal["episode", "clip"] = "episode"
@@ -327,4 +329,6 @@ def dataset_id(config: Config) -> str:
         "collect_seed": data.collect_seed,
         "image_size": config.model.image_size,
     }
+    if data.render_quality != "exact":
+        spec["render_quality"] = data.render_quality
     return f"{data.env}-{data.policy}-{digest(spec)}"

@@ -38,6 +38,7 @@ class Outcomes:
         final_distance: to the goal at the end of the episode (success or budget), in the
             environment's unit (Two-Room: px).
         plan_s: seconds of encoding and planning, the episode's share of its chunk's.
+        paths: per episode the states at block boundaries, start and end included (P, state).
     """
 
     initial_success: npt.NDArray[np.bool_]
@@ -45,22 +46,30 @@ class Outcomes:
     steps_to_success: npt.NDArray[np.int64]
     final_distance: npt.NDArray[np.float64]
     plan_s: npt.NDArray[np.float64]
+    paths: tuple[Array, ...]
 
 
 @dataclass(frozen=True)
 class Agent:
-    """What a planner that looks at frames needs to price actions: the trained model and its units."""
+    """What a planner that looks at frames needs to price actions: the trained model and what it sees.
+
+    Attributes:
+        normaliser: units of the actions that the model was trained on.
+        image_size: pixels per side of its frames.
+        render_quality: how its training frames were drawn.
+    """
 
     method: Method
     normaliser: Normaliser
     device: torch.device
+    image_size: int
+    render_quality: str = "exact"
 
 
 def run_planner(
     manifest: Manifest,
     planner: Planner,
     config: PlanningConfig,
-    image_size: int,
     action_block: int,
     agent: Agent | None = None,
 ) -> Outcomes:
@@ -73,6 +82,7 @@ def run_planner(
 
     Args:
         config: `horizon`, `execute`, `history` and `chunk` are used.
+        action_block: environment steps in a planned block.
         agent: the model; None for planners in raw units, which ask for no cost.
 
     Raises:
@@ -94,8 +104,8 @@ def run_planner(
         steps = plan_BHA.numpy().reshape(len(plan_BHA), -1, chunk.action_dim)
         return steps if planner.raw or agent is None else agent.normaliser.invert(steps)
 
-    with torch.inference_mode():
-        return _run(manifest, plan, config.chunk, image_size, action_block)
+    with torch.no_grad():
+        return _run(manifest, plan, config.chunk, action_block, agent=agent)
 
 
 def run_recorded(manifest: Manifest) -> Outcomes:
@@ -105,15 +115,19 @@ def run_recorded(manifest: Manifest) -> Outcomes:
         return np.stack([chunk.padded[slot].pair.actions for slot in range(len(chunk.padded))])
 
     offset = manifest.protocol.goal_offset
-    return _run(manifest, replay, 1, image_size=64, action_block=offset, budget=offset)
+    return _run(manifest, replay, 1, action_block=offset, budget=offset)
 
 
 class _Episode:
-    """One pair under way: its world, the states at block boundaries, its count of success."""
+    """One pair under way: its world, the states at block boundaries, its count of success.
 
-    def __init__(self, pair: Pair, env: Env, protocol: Protocol) -> None:
+    `painter` draws the frames of all of them: one renderer, however many episodes.
+    """
+
+    def __init__(self, pair: Pair, env: Env, painter: Env | None, protocol: Protocol) -> None:
         self.pair = pair
         self.env = env
+        self.painter = painter
         self.protocol = protocol
         self.held = 0
         self.solved_at = -1
@@ -127,7 +141,8 @@ class _Episode:
 
     def draw(self, state: Array) -> Array:
         """The frame (H, W, 3) of a state."""
-        return self.env.render_state(state)
+        assert self.painter is not None
+        return self.painter.render_state(state)
 
     def context(self, history: int) -> Array:
         """(T, H, W, 3) frames at up to `history` last block boundaries."""
@@ -149,14 +164,21 @@ class _Chunk:
     """Pairs planned together, by slot; `padded` fills the empty slots with one of them."""
 
     def __init__(
-        self, pairs: Mapping[int, Pair], envs: Sequence[Env], protocol: Protocol, eval_seed: int
+        self,
+        pairs: Mapping[int, Pair],
+        envs: Sequence[Env],
+        painter: Env | None,
+        manifest: Manifest,
     ) -> None:
-        self.episodes = {slot: _Episode(pair, envs[slot], protocol) for slot, pair in pairs.items()}
+        self.episodes = {
+            slot: _Episode(pair, envs[slot], painter, manifest.protocol)
+            for slot, pair in pairs.items()
+        }
         self.action_dim = envs[0].action_dim
         filler = next(iter(self.episodes.values()))
         self.padded = [self.episodes.get(slot, filler) for slot in range(len(envs))]
         self.generators = [
-            _generator(eval_seed, pairs[slot].pair_id if slot in pairs else None)
+            _generator(manifest.eval_seed, pairs[slot].pair_id if slot in pairs else None)
             for slot in range(len(envs))
         ]
         self.past_blocks: list[Tensor] = []
@@ -200,17 +222,20 @@ def _run(
     manifest: Manifest,
     act: Callable[[_Chunk], Array],
     chunk_size: int,
-    image_size: int,
     action_block: int,
     budget: int | None = None,
+    agent: Agent | None = None,
 ) -> Outcomes:
     """All chunks, each until its budget is spent or all of its episodes are solved."""
     protocol = manifest.protocol
     budget = protocol.budget if budget is None else budget
-    envs = [protocol.make_env(image_size) for _ in range(chunk_size)]
-    rows: dict[int, tuple[bool, int, float, float]] = {}
+    envs = [protocol.make_env() for _ in range(chunk_size)]
+    painter = None
+    if agent is not None:
+        painter = protocol.make_env(agent.image_size, render_quality=agent.render_quality)
+    rows: dict[int, tuple[bool, int, float, float, Array]] = {}
     for pairs in _chunks(manifest, chunk_size):
-        chunk = _Chunk(pairs, envs, protocol, manifest.eval_seed)
+        chunk = _Chunk(pairs, envs, painter, manifest)
         done = 0
         while done < budget and not chunk.solved:
             actions = act(chunk)[:, : budget - done]
@@ -219,17 +244,27 @@ def _run(
             done += actions.shape[1]
         for episode in chunk.episodes.values():
             share_s = chunk.plan_s / len(chunk.episodes)
-            result = (episode.solved, episode.solved_at, episode.env.goal_distance(), share_s)
-            rows[episode.pair.pair_id] = result
-    success, steps, distance, plan_s = zip(
+            distance = episode.env.goal_distance()
+            path = np.stack(episode.boundary_states)
+            rows[episode.pair.pair_id] = (
+                episode.solved,
+                episode.solved_at,
+                distance,
+                share_s,
+                path,
+            )
+    for env in (*envs, *([painter] if painter else [])):
+        env.close()
+    success, steps, final, plan_s, paths = zip(
         *(rows[pair.pair_id] for pair in manifest.pairs), strict=True
     )
     return Outcomes(
         initial_success=np.array([pair.initial_success for pair in manifest.pairs], dtype=np.bool_),
         success=np.array(success, dtype=np.bool_),
         steps_to_success=np.array(steps, dtype=np.int64),
-        final_distance=np.array(distance, dtype=np.float64),
+        final_distance=np.array(final, dtype=np.float64),
         plan_s=np.array(plan_s, dtype=np.float64),
+        paths=paths,
     )
 
 

@@ -44,7 +44,7 @@ class Protocol:
         pre_solved: whether starts that satisfy the success rule already are `kept` or `dropped`.
         sampling: `rows` (uniform over valid rows, the published code's current form), `rows_old`
             (its former form, which never draws the last valid row) or `one_per_episode`.
-        collision: the environment's `collision` option; None for environments without one.
+        options: constructor options of the environment, such as Two-Room's `collision`.
         success: parameters of `Env.success` and `Env.admits`.
         hold: consecutive steps that the rule must hold.
         goal_offset: environment steps from start to goal in the recorded episode.
@@ -56,7 +56,7 @@ class Protocol:
     episodes: str
     pre_solved: str
     sampling: str
-    collision: str | None
+    options: Mapping[str, str]
     success: Mapping[str, float | bool]
     hold: int
     goal_offset: int
@@ -66,14 +66,9 @@ class Protocol:
         """JSON data of every field."""
         return asdict(self)
 
-    @property
-    def env_options(self) -> dict[str, Any]:
-        """Constructor options of the environment that the protocol decides."""
-        return {} if self.collision is None else {"collision": self.collision}
-
-    def make_env(self, image_size: int) -> Env:
-        """The environment under the protocol's rules."""
-        return make_env(self.env, image_size=image_size, **self.env_options)
+    def make_env(self, image_size: int = 64, **options: str) -> Env:
+        """The environment under the protocol's rules, with further constructor options."""
+        return make_env(self.env, image_size=image_size, **self.options, **options)
 
 
 _KEYS = tuple(f.name for f in fields(Protocol) if f.name not in ("name", "env"))
@@ -83,14 +78,14 @@ def protocol_from_dict(env: str, name: str, table: Mapping[str, Any]) -> Protoco
     """The protocol of a TOML table.
 
     Args:
-        table: every field of `Protocol` but `name` and `env`; `collision` may be left out.
+        table: every field of `Protocol` but `name` and `env`; `options` may be left out.
 
     Raises:
         ValueError: a key is missing, unknown (names the nearest), of the wrong type or out of range.
     """
     where = f"protocol {env}.{name}"
     _check_keys(where, table, _KEYS)
-    missing = [key for key in _KEYS if key not in table and key != "collision"]
+    missing = [key for key in _KEYS if key not in table and key != "options"]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
     for key, allowed in CHOICES.items():
@@ -106,13 +101,11 @@ def protocol_from_dict(env: str, name: str, table: Mapping[str, Any]) -> Protoco
             f"{where}: sampling one_per_episode goes with episodes held_out, and only so"
         )
     success = _check_success(where, table["success"], env_class(env).success_rule)
-    protocol = Protocol(
-        **{"collision": None, **table, "success": success, "name": name, "env": env}
-    )
+    protocol = Protocol(**{"options": {}, **table, "success": success, "name": name, "env": env})
     try:
-        protocol.make_env(image_size=64)
+        protocol.make_env().close()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: collision {protocol.collision!r}: {error}") from None
+        raise ValueError(f"{where}: options {dict(protocol.options)}: {error}") from None
     return protocol
 
 
@@ -238,7 +231,7 @@ def make_manifest(
     """The pairs that an eval seed draws under a protocol; a pure function of its arguments.
 
     `held_out` episodes are generated, unrendered, by the data's behaviour policy under the protocol's
-    collision rule, from the eval seed's own stream (whatever `data.collect_seed`), until enough pairs
+    options, from the eval seed's own stream (whatever `data.collect_seed`), until enough pairs
     qualify: at most one pair per episode, its start uniform over the episode's qualifying ones. The
     first n pairs never depend on `num_pairs`.
 
@@ -275,7 +268,7 @@ def _file_pairs(
         if length > offset
     ]
     valid = np.concatenate([np.empty(0, dtype=np.int64), *spans])
-    env = protocol.make_env(image_size=64)
+    env = protocol.make_env()
     states = _states(env, file)
     if protocol.pre_solved == "dropped" or _restricts(protocol, env):
         wanted = [_qualifies(env, protocol, states(row), states(row + offset)) for row in valid]
@@ -296,7 +289,7 @@ def _file_pairs(
 
 def _restricts(protocol: Protocol, env: Env) -> bool:
     """Whether the protocol asks for more of a pair than the environment's defaults do."""
-    return protocol.collision == "swept" or any(
+    return bool(protocol.options) or any(
         env.success_rule[key] != value for key, value in protocol.success.items()
     )
 
@@ -309,14 +302,14 @@ def _states(env: Env, file: EpisodeFile) -> Callable[[int], Array]:
 def _held_out_pairs(
     protocol: Protocol, eval_seed: int, num_pairs: int, data: DataConfig
 ) -> Iterator[Pair]:
-    env, offset = protocol.make_env(image_size=64), protocol.goal_offset
+    env, offset = protocol.make_env(), protocol.goal_offset
     spec = data.model_copy(update={"collect_seed": DataConfig().collect_seed})
     found = 0
     for index in range(_EPISODES_PER_PAIR * (num_pairs + 1)):
         if found == num_pairs:
             return
         episode = collect_episode(
-            spec, 64, index, render=False, stream=eval_seed, **protocol.env_options
+            spec, 64, index, render=False, stream=eval_seed, **protocol.options
         )
         rng = np.random.default_rng(np.random.SeedSequence((eval_seed, index)))
         for step in rng.permutation(max(0, len(episode["action"]) - offset)).tolist():

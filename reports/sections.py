@@ -182,7 +182,7 @@ PROTOCOL_WORDS = {
     "episodes": "episodes from",
     "pre_solved": "starts already solved",
     "sampling": "start sampling",
-    "collision": "collision rule",
+    "options": "world's options",
     "hold": "success must hold (steps)",
     "goal_offset": "goal offset (steps)",
     "budget": "budget (steps)",

@@ -22,7 +22,7 @@ PROTOCOL = {
     "episodes": "held_out",
     "pre_solved": "dropped",
     "sampling": "one_per_episode",
-    "collision": "swept",
+    "options": {"collision": "swept"},
     "hold": 1,
     "goal_offset": 25,
     "budget": 50,
@@ -40,7 +40,7 @@ META: Row = {
             "episodes": "train",
             "pre_solved": "kept",
             "sampling": "rows_old",
-            "collision": "endpoint",
+            "options": {"collision": "endpoint"},
             "success": {"distance_px": 16.0},
         },
         "strict": {

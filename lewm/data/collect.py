@@ -22,8 +22,8 @@ def collect_episode(
 ) -> dict[str, Array]:
     """One episode of `data.policy` in `data.env`, the same on any machine and for any order of calls.
 
-    The episode ends when the goal is reached (published rule) or after `data.max_steps` steps, so it
-    has at most `max_steps` + 1 rows.
+    The episode ends where the world says so (Two-Room: at the goal) or after `data.max_steps` steps, so
+    it has at most `max_steps` + 1 rows.
 
     Args:
         image_size: pixels per side of the frames.
@@ -43,7 +43,7 @@ def collect_episode(
     key = () if stream is None else (stream,)
     seeds = np.random.SeedSequence((data.collect_seed, index), spawn_key=key).spawn(2)
     task_rng, behaviour_rng = (np.random.Generator(np.random.PCG64(seed)) for seed in seeds)
-    env = make_env(data.env, image_size=image_size, **options)
+    env = make_env(data.env, image_size=image_size, render_quality=data.render_quality, **options)
     env.np_random = task_rng
     behaviour = env.make_behaviour(data.policy, behaviour_rng)
     env.reset()
@@ -55,11 +55,12 @@ def collect_episode(
         rows.append(env.state_columns(env.get_state()))
         if render:
             frames.append(env.render())
-        if step == data.max_steps or env.reached():
+        if step == data.max_steps or env.episode_over():
             break
         actions.append(behaviour.act(env))
         env.step(actions[-1])
     actions.append(np.full(env.action_dim, np.nan, dtype=np.float32))
+    env.close()
     episode = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     episode["action"] = np.stack(actions)
     if render:

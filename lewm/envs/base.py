@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from lewm.config import nearest
+
 if TYPE_CHECKING:
     from lewm.protocol import Protocol as EvaluationProtocol
 
@@ -37,8 +39,12 @@ class Env(gymnasium.Env[State, Array]):
     `gymnasium.vector` without resets in between.
     """
 
+    name: ClassVar[str]
+    """Its key in `lewm.envs.ENVS`."""
     action_dim: ClassVar[int]
     """Width of the environment's own action, not of a block."""
+    behaviours: ClassVar[Mapping[str, Callable[[np.random.Generator], Behaviour]]]
+    """Data policies by name; `+` between names is a mixture, see `make_behaviour`."""
     image_size: int
     """Pixels per side of a frame."""
     success_rule: ClassVar[Mapping[str, float | bool]]
@@ -78,7 +84,11 @@ class Env(gymnasium.Env[State, Array]):
 
     @abstractmethod
     def reached(self) -> bool:
-        """Whether the published success rule holds; ends an episode of training data."""
+        """Whether the published success rule holds."""
+
+    def episode_over(self) -> bool:
+        """Whether an episode of training data ends here, before its longest length."""
+        return False
 
     @staticmethod
     @abstractmethod
@@ -89,13 +99,26 @@ class Env(gymnasium.Env[State, Array]):
     def violations(self) -> dict[str, tuple[ViolationKind, Violation]]:
         """Events that break physics or only the looks, by name."""
 
-    @abstractmethod
     def make_behaviour(self, name: str, rng: np.random.Generator) -> Behaviour:
-        """A data policy by name.
+        """A data policy by name, for one episode.
+
+        Args:
+            name: a key of `behaviours`, or several joined by `+`: the episode then follows one of
+                them, each with equal probability (`a+a+b` gives a two thirds).
 
         Raises:
             ValueError: an unknown name (lists the known ones).
         """
+        parts = name.split("+")
+        for part in parts:
+            if part not in self.behaviours:
+                raise ValueError(
+                    f"{self.name}: unknown policy {part!r}{nearest(part, self.behaviours)}; "
+                    f"known: {', '.join(self.behaviours)}, and mixtures such as "
+                    f"{'+'.join(list(self.behaviours)[:2])}"
+                )
+        chosen = parts[0] if len(parts) == 1 else parts[int(rng.integers(len(parts)))]
+        return self.behaviours[chosen](rng)
 
     @abstractmethod
     def state_columns(self, state: Array) -> dict[str, Array]:
@@ -110,3 +133,17 @@ class Env(gymnasium.Env[State, Array]):
     @abstractmethod
     def coverage(columns: Mapping[str, Array], ep_len: Array) -> dict[str, float]:
         """Figures of a data file that tell whether the world was explored; for its datasheet."""
+
+
+class Random:
+    """Uniform actions in the whole box, a fresh draw for every step; every world has it."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def reset(self, env: Env) -> None:
+        """Nothing to forget."""
+
+    def act(self, env: Env) -> npt.NDArray[np.float32]:
+        """Uniform numbers (A,) in [-1, 1]."""
+        return self._rng.uniform(-1.0, 1.0, env.action_dim).astype(np.float32)

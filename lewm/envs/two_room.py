@@ -9,16 +9,15 @@ whatever the size of the frames. Two collision rules:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from lewm.config import nearest
 from lewm.envs import two_room_scene as scene
-from lewm.envs.base import Array, Behaviour, Env, State, Violation, ViolationKind
+from lewm.envs.base import Array, Env, Random, State, Violation, ViolationKind
 from lewm.envs.two_room_scene import DOOR_Y, HIGH, LOW, PLANE, WALL_X, Point, same_room
 
 if TYPE_CHECKING:
@@ -34,6 +33,40 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 MOVES = {"endpoint": scene.move_endpoint, "swept": scene.move_swept}
 
 
+class Expert:
+    """The authors' data policy: unit vector to the door, then to the goal, plus noise, clipped.
+
+    The noise has std 2.0 per axis against a drift of length 1; with probability 0.05 the last action
+    is repeated (facts §3.1).
+    """
+
+    NOISE = 2.0
+    REPEAT = 0.05
+    DOOR_TOLERANCE = 10.5
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._last: npt.NDArray[np.float32] | None = None
+
+    def reset(self, env: Env) -> None:
+        """Forgets the last action."""
+        self._last = None
+
+    def act(self, env: Env) -> npt.NDArray[np.float32]:
+        """The noisy next action."""
+        assert isinstance(env, TwoRoomEnv)
+        agent, waypoint = _point(env.get_state()), _point(env.goal)
+        door = (WALL_X, DOOR_Y)
+        if not same_room(agent, waypoint) and math.dist(agent, door) > self.DOOR_TOLERANCE:
+            waypoint = door
+        offset = np.array(waypoint) - agent
+        noisy = offset / max(float(np.hypot(*offset)), 1e-8) + self._rng.normal(0, self.NOISE, 2)
+        repeats = self._rng.random() < self.REPEAT
+        if self._last is None or not repeats:
+            self._last = np.clip(noisy, -1.0, 1.0).astype(np.float32)
+        return self._last.copy()
+
+
 class TwoRoomEnv(Env):
     """The Two-Room world; observation and state are the agent's x and y.
 
@@ -47,7 +80,9 @@ class TwoRoomEnv(Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    name: ClassVar[str] = "two_room"
     action_dim: ClassVar[int] = 2
+    behaviours = {"expert": Expert, "random": Random}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
         "distance_px": REACHED_PX,
         "goal_side": False,
@@ -58,14 +93,18 @@ class TwoRoomEnv(Env):
         self,
         image_size: int = PLANE,
         collision: Literal["endpoint", "swept"] = "endpoint",
+        render_quality: Literal["exact"] = "exact",
         render_mode: str | None = "rgb_array",
     ) -> None:
         if not 8 <= image_size <= PLANE:
             raise ValueError(f"two_room: image_size must be within 8..{PLANE}, got {image_size}")
+        if render_quality != "exact":
+            raise ValueError(f"two_room: render_quality must be exact, got {render_quality!r}")
         if collision not in MOVES:
             raise ValueError(f"two_room: collision must be endpoint or swept, got {collision!r}")
         self.image_size = image_size
         self.render_mode = render_mode
+        self.collision = collision
         self._move = MOVES[collision]
         self.observation_space = gymnasium.spaces.Box(0.0, PLANE, (2,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -135,6 +174,10 @@ class TwoRoomEnv(Env):
         """Whether the goal is nearer than the published 16 px."""
         return self.goal_distance() < REACHED_PX
 
+    def episode_over(self) -> bool:
+        """The authors' episodes end at the goal."""
+        return self.reached()
+
     def success(self, protocol: "EvaluationProtocol") -> bool:
         """Nearer than `distance_px`, and with `goal_side` in the goal's room."""
         rule = {**self.success_rule, **protocol.success}
@@ -147,7 +190,7 @@ class TwoRoomEnv(Env):
         rule = {**self.success_rule, **protocol.success}
         if rule["cross_room"] and same_room(_point(start), _point(goal)):
             return False
-        return protocol.collision != "swept" or (self.is_clear(start) and self.is_clear(goal))
+        return self.collision != "swept" or (self.is_clear(start) and self.is_clear(goal))
 
     @staticmethod
     def is_clear(state: Array) -> bool:
@@ -162,18 +205,6 @@ class TwoRoomEnv(Env):
     def violations(self) -> dict[str, tuple[ViolationKind, Violation]]:
         """`teleport`: a jump of at least 80 px to a clear place; `colour`: the agent turns blue."""
         return {"teleport": ("physical", _teleport), "colour": ("visual", _recolour)}
-
-    def make_behaviour(self, name: str, rng: np.random.Generator) -> Behaviour:
-        """`expert` (to the door, then to the goal, very noisily) or `random` (uniform actions)."""
-        known: dict[str, Callable[[np.random.Generator], Behaviour]] = {
-            "expert": Expert,
-            "random": Random,
-        }
-        if name not in known:
-            raise ValueError(
-                f"two_room: unknown policy {name!r}{nearest(name, known)}; known: expert, random"
-            )
-        return known[name](rng)
 
     def state_columns(self, state: Array) -> dict[str, Array]:
         """`proprio` and `pos_agent` (the position) and `goal_pos_agent` (the current goal)."""
@@ -213,54 +244,6 @@ def _cells_visited(position: Array, side: int = 11) -> float:
         c for c in grid if scene.is_clear((LOW + width * (c[0] + 0.5), LOW + width * (c[1] + 0.5)))
     ]
     return sum(c in visited for c in clear) / len(clear)
-
-
-class Random:
-    """Uniform actions in the whole box."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-
-    def reset(self, env: Env) -> None:
-        """Nothing to forget."""
-
-    def act(self, env: Env) -> npt.NDArray[np.float32]:
-        """Two uniform numbers in [-1, 1]."""
-        return self._rng.uniform(-1.0, 1.0, 2).astype(np.float32)
-
-
-class Expert:
-    """The authors' data policy: unit vector to the door, then to the goal, plus noise, clipped.
-
-    The noise has std 2.0 per axis against a drift of length 1; with probability 0.05 the last action
-    is repeated (facts §3.1).
-    """
-
-    NOISE = 2.0
-    REPEAT = 0.05
-    DOOR_TOLERANCE = 10.5
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._last: npt.NDArray[np.float32] | None = None
-
-    def reset(self, env: Env) -> None:
-        """Forgets the last action."""
-        self._last = None
-
-    def act(self, env: Env) -> npt.NDArray[np.float32]:
-        """The noisy next action."""
-        assert isinstance(env, TwoRoomEnv)
-        agent, waypoint = _point(env.get_state()), _point(env.goal)
-        door = (WALL_X, DOOR_Y)
-        if not same_room(agent, waypoint) and math.dist(agent, door) > self.DOOR_TOLERANCE:
-            waypoint = door
-        offset = np.array(waypoint) - agent
-        noisy = offset / max(float(np.hypot(*offset)), 1e-8) + self._rng.normal(0, self.NOISE, 2)
-        repeats = self._rng.random() < self.REPEAT
-        if self._last is None or not repeats:
-            self._last = np.clip(noisy, -1.0, 1.0).astype(np.float32)
-        return self._last.copy()
 
 
 def _point(state: Array) -> Point:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lewm.config import Config
+from lewm.control import Agent
 from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile
 from lewm.methods import Method
@@ -47,6 +48,17 @@ class LoadedTrial:
     episodes: EpisodeFile
     device: torch.device
     manifests: Mapping[tuple[str, int], Manifest]
+
+    @property
+    def agent(self) -> Agent:
+        """The trained model as a planner uses it."""
+        return Agent(
+            self.method,
+            self.normaliser,
+            self.device,
+            self.config.model.image_size,
+            self.config.data.render_quality,
+        )
 
 
 def draw_rows(trial: LoadedTrial, part: str, span: int, count: int, stream: int) -> Array:

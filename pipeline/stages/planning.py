@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from lewm.config import PlanningConfig
-from lewm.control import Agent, Outcomes, run_planner, run_recorded
+from lewm.control import Outcomes, run_planner, run_recorded
 from lewm.planners import make_planner
 from lewm.protocol import Manifest
 from pipeline.stages.loaded import LoadedTrial
@@ -36,9 +36,8 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
         trial.manifests[key],
         make_planner(settings),
         settings,
-        trial.config.model.image_size,
         trial.config.data.action_block,
-        Agent(trial.method, trial.normaliser, trial.device),
+        trial.agent,
     )
     columns = ("planner", "num_samples", "num_iterations", "num_elites", "horizon", "history")
     fixed = {name: getattr(settings, name) for name in columns}
@@ -58,7 +57,7 @@ def run_floor(planner: str, manifest: Manifest, action_block: int = 5) -> pl.Dat
     if planner == "oracle":
         return _frame(manifest, {"planner": planner}, run_recorded(manifest))
     settings = PlanningConfig(planner=planner)
-    outcomes = run_planner(manifest, make_planner(settings), settings, 64, action_block)
+    outcomes = run_planner(manifest, make_planner(settings), settings, action_block)
     return _frame(manifest, {"planner": planner}, outcomes)
 
 

@@ -32,7 +32,10 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     """
     settings = SurpriseConfig(**config)
     event, block = settings.event_frame, trial.config.data.action_block
-    env = make_env(trial.config.data.env, image_size=trial.config.model.image_size)
+    data = trial.config.data
+    env = make_env(
+        data.env, image_size=trial.config.model.image_size, render_quality=data.render_quality
+    )
     starts = draw_rows(trial, "held_out", event * block + 1, settings.num_clips, STREAM)
     num_past = min(trial.config.model.history, event)
     rows = clip_rows(trial, starts, event + 1)[:, event - num_past :]

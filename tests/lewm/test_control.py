@@ -16,7 +16,7 @@ TABLE = {
     "episodes": "held_out",
     "pre_solved": "dropped",
     "sampling": "one_per_episode",
-    "collision": "swept",
+    "options": {"collision": "swept"},
     "success": {"distance_px": 16.0},
     "hold": 1,
     "goal_offset": 25,
@@ -58,7 +58,7 @@ def agent(config) -> Agent:
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    return Agent(method, NORMALISER, torch.device("cpu"))
+    return Agent(method, NORMALISER, torch.device("cpu"), 16)
 
 
 def manifest(num: int, **changes) -> Manifest:
@@ -71,7 +71,7 @@ def choose(whole: Manifest, ids: list[int]) -> Manifest:
 
 
 def plan(pairs: Manifest, agent: Agent, settings: PlanningConfig = SETTINGS):
-    return run_planner(pairs, make_planner(settings), settings, 16, 5, agent)
+    return run_planner(pairs, make_planner(settings), settings, 5, agent)
 
 
 @pytest.mark.parametrize("history", [1, 3])
@@ -111,10 +111,10 @@ class Scripted:
 def test_plans_are_brought_back_from_z_scores_and_raw_ones_are_not(agent, monkeypatch):
     far, stepped = manifest(1, success={"distance_px": 1e-6}, budget=10), []
     monkeypatch.setattr(TwoRoomEnv, "step", lambda self, action: stepped.append(action))
-    run_planner(far, Scripted((1.0, 2.0), raw=False), SETTINGS, 16, 5, agent)
+    run_planner(far, Scripted((1.0, 2.0), raw=False), SETTINGS, 5, agent)
     np.testing.assert_allclose(np.array(stepped), np.tile([0.8, 1.0], (10, 1)), rtol=1e-6)
     stepped.clear()
-    run_planner(far, Scripted((1.0, 2.0), raw=True), SETTINGS, 16, 5)
+    run_planner(far, Scripted((1.0, 2.0), raw=True), SETTINGS, 5)
     np.testing.assert_array_equal(np.array(stepped), np.tile([1.0, 2.0], (10, 1)))
 
 
@@ -124,7 +124,7 @@ def walk(hold: int = 1, budget: int = 50, gap: float = 30.0):
     start, goal = np.array([30.0, 150.0]), np.array([30.0 + gap, 150.0])
     pair = dataclasses.replace(pairs.pairs[0], start_state=start, goal_state=goal)
     planner = Scripted((1.0, 0.0), raw=True)
-    outcome = run_planner(dataclasses.replace(pairs, pairs=(pair,)), planner, SETTINGS, 16, 5)
+    outcome = run_planner(dataclasses.replace(pairs, pairs=(pair,)), planner, SETTINGS, 5)
     return outcome, planner.calls
 
 
@@ -157,7 +157,7 @@ def test_oracle_solves_every_pair_and_standing_still_none():
     oracle = run_recorded(pairs)
     assert oracle.success.all() and (oracle.steps_to_success <= 25).all()
     zero = PlanningConfig(planner="zero")
-    still = run_planner(pairs, make_planner(zero), zero, 16, 5)
+    still = run_planner(pairs, make_planner(zero), zero, 5)
     gaps = [np.linalg.norm(p.start_state - p.goal_state) for p in pairs.pairs]
     assert not still.success.any()
     np.testing.assert_allclose(still.final_distance, gaps)
@@ -178,7 +178,7 @@ def test_a_known_world_model_reaches_the_goal():
             return cost
 
     unit = Normaliser(np.zeros(2, np.float32), np.ones(2, np.float32))
-    agent = Agent(Oracle(), unit, torch.device("cpu"))
+    agent = Agent(Oracle(), unit, torch.device("cpu"), 64)
     settings = SETTINGS.model_copy(update={"num_samples": 64, "num_elites": 8, "num_iterations": 8})
     pairs = manifest(4)
     near = [
@@ -188,7 +188,7 @@ def test_a_known_world_model_reaches_the_goal():
         for i, p in enumerate(pairs.pairs)
     ]
     pairs = dataclasses.replace(pairs, pairs=tuple(near))
-    outcome = run_planner(pairs, make_planner(settings), settings, 64, 5, agent)
+    outcome = run_planner(pairs, make_planner(settings), settings, 5, agent)
     assert outcome.success.all()
 
 
@@ -205,4 +205,4 @@ def _red_centre(frames_BCHW: torch.Tensor) -> torch.Tensor:
 
 def test_a_model_planner_without_a_model_is_refused():
     with pytest.raises(ValueError, match="searches with a model"):
-        run_planner(manifest(1), make_planner(SETTINGS), SETTINGS, 16, 5)
+        run_planner(manifest(1), make_planner(SETTINGS), SETTINGS, 5)

@@ -29,10 +29,10 @@ def file(tmp_path_factory):
 def test_shipped_protocols_say_what_the_design_says():
     paper, moderate, strict = (protocol(name) for name in ("paper", "moderate", "strict"))
     assert (paper.episodes, paper.pre_solved, paper.sampling) == ("train", "kept", "rows_old")
-    assert paper.collision == "endpoint" and paper.success == {"distance_px": 16.0}
+    assert paper.options == {"collision": "endpoint"} and paper.success == {"distance_px": 16.0}
     for closed, distance in ((moderate, 16.0), (strict, 8.0)):
         assert (closed.episodes, closed.pre_solved) == ("held_out", "dropped")
-        assert closed.collision == "swept" and closed.success["cross_room"] is True
+        assert closed.options == {"collision": "swept"} and closed.success["cross_room"] is True
         assert closed.success["distance_px"] == distance
     assert strict.success["goal_side"] is True
     assert {(p.goal_offset, p.budget, p.hold) for p in (paper, moderate, strict)} == {(25, 50, 1)}
@@ -53,7 +53,7 @@ def test_shipped_protocols_say_what_the_design_says():
         ({"success": {"distance_px": True}}, r"distance_px must be a number, got True"),
         ({"success": {"distance_px": 0.0}}, r"distance_px must be above 0"),
         ({"success": 8.0}, r"success must be a table"),
-        ({"collision": "sweep"}, r"collision must be endpoint or swept, got 'sweep'"),
+        ({"options": {"collision": "sweep"}}, r"collision must be endpoint or swept, got 'sweep'"),
         ({"sampling": "rows"}, r"one_per_episode goes with episodes held_out"),
     ],
 )

@@ -5,7 +5,7 @@ code); profiles and sweeps only override them. Imports no torch, so `--dry-run` 
 
 Sections: `model`, `loss`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`planning`, `probing` and `surprise` configure evaluation and are hashed into a cell's identity.
+`planning`, `probing`, `surprise` and `examples` configure evaluation and are hashed into a cell's identity.
 """
 
 import difflib
@@ -209,6 +209,13 @@ class SurpriseConfig(Frozen):
     """Frame of the clip at which the event strikes; later frames stay perturbed."""
 
 
+class ExamplesConfig(Frozen):
+    """Pictures of planned episodes, for the report."""
+
+    num_pairs: Count = 3
+    """The first pairs of the last protocol's manifest: chosen before anything is known of them."""
+
+
 class Config(Frozen):
     """Everything about one trial and its evaluation, fully resolved."""
 
@@ -223,10 +230,11 @@ class Config(Frozen):
     planning: PlanningConfig = PlanningConfig()
     probing: ProbingConfig = ProbingConfig()
     surprise: SurpriseConfig = SurpriseConfig()
+    examples: ExamplesConfig = ExamplesConfig()
 
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

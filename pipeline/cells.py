@@ -17,12 +17,15 @@ from pipeline.storage import Storage
 from pipeline.tables import SCHEMA_VERSION, BrokenTable, read_part
 
 FLOORS = ("random", "zero", "oracle")
+PLANS = ("planning", "examples")
+"""Stages that plan: their cells have a manifest."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One unit of evaluation and where its rows go."""
 
+    env: str
     stage: str
     cell_id: str
     folder: str
@@ -70,7 +73,7 @@ def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path])
 
     for config, want in _wanted_manifests(spec):
         if _stored_hash(storage, want.key) is None:
-            protocol = protocol_from_dict(spec.env, want.name, want.protocol)
+            protocol = protocol_from_dict(config.data.env, want.name, want.protocol)
             with EpisodeFile(datasets[dataset_name(config, spec.fingerprint)]) as episodes:
                 manifest = make_manifest(
                     protocol, want.eval_seed, want.num_pairs, config.data, episodes
@@ -106,17 +109,19 @@ def _stored_hash(storage: Storage, key: str) -> str | None:
 
 
 def _wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:
-    if "planning" not in spec.stages:
+    if not set(PLANS) & set(spec.stages):
         return
-    configs = {dataset_name(t.config, spec.fingerprint): t.config for t in spec.trials}
-    for name, config in configs.items():
-        for _, variant in spec.variants:
+    configs = {dataset_name(t.config, spec.fingerprint): t for t in spec.trials}
+    for name, trial in configs.items():
+        world = spec.world(trial)
+        for _, variant in world.variants:
             planning = variant.planning
             for protocol, eval_seed in itertools.product(planning.protocols, planning.eval_seeds):
-                table = spec.protocols[protocol]
+                table = world.protocols[protocol]
                 identity = digest([table, name, eval_seed, planning.num_pairs], 8)
-                key = f"manifests/{spec.env}-{protocol}-seed{eval_seed}-{identity}.json"
-                yield config, ManifestRef(key, "", table, protocol, eval_seed, planning.num_pairs)
+                key = f"manifests/{world.env}-{protocol}-seed{eval_seed}-{identity}.json"
+                ref = ManifestRef(key, "", table, protocol, eval_seed, planning.num_pairs)
+                yield trial.config, ref
 
 
 def trial_cells(spec: Spec, trial: Trial, manifests: Manifests) -> list[Cell]:
@@ -124,11 +129,11 @@ def trial_cells(spec: Spec, trial: Trial, manifests: Manifests) -> list[Cell]:
     folder = f"trials/{trial.trial_id}/cells"
     name = dataset_name(trial.config, spec.fingerprint)
     cells: dict[str, Cell] = {}
-    for eval_point, variant in spec.variants:
+    world = spec.world(trial)
+    for eval_point, variant in world.variants:
         for stage in spec.stages:
-            section = getattr(variant, stage).model_dump(mode="json")
             own = _own_axes(eval_point, stage)
-            for config, ref in _resolve(stage, section, name, manifests):
+            for config, ref in _resolve(stage, variant, name, manifests):
                 identity = {
                     "trial": trial.trial_id,
                     "stage": stage,
@@ -140,6 +145,7 @@ def trial_cells(spec: Spec, trial: Trial, manifests: Manifests) -> list[Cell]:
                 cells.setdefault(
                     cell_id,
                     Cell(
+                        world.env,
                         stage,
                         cell_id,
                         folder,
@@ -154,32 +160,29 @@ def trial_cells(spec: Spec, trial: Trial, manifests: Manifests) -> list[Cell]:
 
 def _own_axes(eval_point: str, stage: str) -> str:
     """The part of an `eval_point` that concerns a stage."""
-    return " ".join(part for part in eval_point.split(" ") if part.startswith(f"{stage}."))
+    section = "planning" if stage in PLANS else stage
+    return " ".join(part for part in eval_point.split(" ") if part.startswith(f"{section}."))
 
 
 def _resolve(
-    stage: str, section: dict[str, Any], name: str, manifests: Manifests
+    stage: str, variant: Config, name: str, manifests: Manifests
 ) -> list[tuple[dict[str, Any], ManifestRef | None]]:
-    if stage != "planning":
+    """The stage's configs, one per cell, with the manifest of each."""
+    section = getattr(variant, stage).model_dump(mode="json")
+    if stage not in PLANS:
         return [(section, None)]
-    shared = {k: v for k, v in section.items() if k not in ("protocols", "eval_seeds")}
-    chosen = [
-        manifests[name, protocol, eval_seed, section["num_pairs"]]
-        for protocol in section["protocols"]
-        for eval_seed in section["eval_seeds"]
-    ]
-    return [
-        (
-            {
-                **shared,
-                "protocol": ref.name,
-                "protocol_table": ref.protocol,
-                "eval_seed": ref.eval_seed,
-            },
-            ref,
-        )
-        for ref in chosen
-    ]
+    planning = variant.planning.model_dump(mode="json")
+    shared = {k: v for k, v in planning.items() if k not in ("protocols", "eval_seeds")}
+    pairs = list(itertools.product(planning["protocols"], planning["eval_seeds"]))
+    if stage == "examples":
+        shared["num_examples"] = section["num_pairs"]
+        pairs = [(planning["protocols"][-1], planning["eval_seeds"][0])]
+    chosen = [manifests[name, *pair, planning["num_pairs"]] for pair in pairs]
+    return [(shared | _manifest_fields(ref), ref) for ref in chosen]
+
+
+def _manifest_fields(ref: ManifestRef) -> dict[str, Any]:
+    return {"protocol": ref.name, "protocol_table": ref.protocol, "eval_seed": ref.eval_seed}
 
 
 def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
@@ -187,6 +190,7 @@ def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
     if "planning" not in spec.stages:
         return []
     cells = []
+    envs = {dataset_name(t.config, spec.fingerprint): t.config.data.env for t in spec.trials}
     for (name, protocol, eval_seed, num_pairs), ref in manifests.items():
         entry = digest([name, protocol, eval_seed])
         for planner in FLOORS:
@@ -199,7 +203,8 @@ def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
             }
             cell_id = digest([config, SCHEMA_VERSION, ref.hash])
             folder = f"baselines/{entry}"
-            cells.append(Cell("planning", cell_id, folder, config, "", ref.key, ref.hash))
+            place = (envs[name], "planning", cell_id, folder)
+            cells.append(Cell(*place, config, "", ref.key, ref.hash))
     return cells
 
 

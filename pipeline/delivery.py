@@ -44,7 +44,7 @@ class Delivery:
         tags = {
             "lewm.question": self._spec.question,
             "lewm.git_commit": self._commit or "unknown",
-            "lewm.env": self._spec.env,
+            "lewm.env": ",".join(self._spec.envs),
             "lewm.profile": self._spec.profile,
         }
         artifacts = self._storage.root / "mlartifacts"

@@ -192,11 +192,13 @@ class _Invocation:
     def _progress(self) -> Progress:
         names, done = {}, {}
         for trial in self.spec.trials:
-            names[trial.trial_id] = f"{trial.point} seed={trial.config.seed}".strip()
+            names[trial.trial_id] = self.spec.label(trial)
             marker = read_marker(self.storage, trial.trial_id)
             if marker is not None:
                 done[trial.trial_id] = marker["status"]
-        return Progress(names, done, self.spec.estimate.get("evaluate_s"), self._workers())
+        known = [world.estimate.get("evaluate_s") for world in self.spec.worlds]
+        evaluate_s = None if None in known else float(np.mean([s for s in known if s is not None]))
+        return Progress(names, done, evaluate_s, self._workers())
 
     def _train(self, progress: Progress, tracker: Tracker | None) -> None:
         """Trains every trial without a marker, each as one Ray Tune trial."""
@@ -299,7 +301,7 @@ class _Invocation:
 
         folder = self.storage.path(self.folder)
         try:
-            for name in ("attempts", *INPUTS, *OUTPUTS):
+            for name in ("attempts", "examples", *INPUTS, *OUTPUTS):
                 read_part(table_path(folder, name))
         except (BrokenTable, FileNotFoundError) as error:
             print(f"warning: {error}; the tables are made again", file=sys.stderr)
@@ -340,9 +342,9 @@ class _Invocation:
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id) or {}
             if marker.get("status") == "failed":
-                lines.append(f"failed   {trial.point} seed={trial.config.seed}: {marker['error']}")
+                lines.append(f"failed   {self.spec.label(trial)}: {marker['error']}")
         for row in self.undone:
-            where = f"{row['point'] or 'floors'} seed={row['seed']} {row['stage']}"
+            where = f"{row['env']} {row['point'] or 'floors'} seed={row['seed']} {row['stage']}"
             lines.append(f"failed   {where}: {row['error'] or 'not evaluated'}")
         if "failed" in statuses:
             lines.append(f"next     {self.options.command} --retry failed")
@@ -359,7 +361,13 @@ def check_inputs(spec: Spec, options: Options) -> None:
 
     for config in {trial.config.data: trial.config for trial in spec.trials}.values():
         if config.data.dataset is None:
-            make_env(config.data.env).make_behaviour(config.data.policy, np.random.default_rng(0))
+            env = make_env(
+                config.data.env,
+                image_size=config.model.image_size,
+                render_quality=config.data.render_quality,
+            )
+            env.make_behaviour(config.data.policy, np.random.default_rng(0))
+            env.close()
         else:
             check_fits(Path(config.data.dataset), config)
     threads = max(trial.config.optim.num_threads for trial in spec.trials)

@@ -30,8 +30,8 @@ class EvaluateTask:
     """What a worker needs to run cells: of one trial, or floors (no trial)."""
 
     storage: str
-    dataset: str
-    config_json: str
+    dataset: str | None
+    config_json: str | None
     trial_id: str | None
     cells: tuple[Cell, ...]
 
@@ -78,6 +78,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     from pipeline.stages import load_stage
     from pipeline.stages.loaded import LoadedTrial
 
+    assert task.config_json is not None and task.dataset is not None
     config = Config.model_validate_json(task.config_json, strict=False)
     torch.set_num_threads(config.optim.num_threads)
     device = pick_device(config.run.device)
@@ -114,13 +115,14 @@ def missing_tasks(
     only: Sequence[str] | None = None,
 ) -> list[EvaluateTask]:
     """What is still to evaluate: floors first, then trial by trial."""
-    floors = tuple(c for c in floor_cells(spec, manifests) if not is_done(storage, c))
-    first = spec.trials[0].config
     root = str(storage.root)
+    missing = [c for c in floor_cells(spec, manifests) if not is_done(storage, c)]
     tasks = []
-    if floors and (only is None or "planning" in only):
-        data = str(datasets[dataset_name(first, spec.fingerprint)])
-        tasks.append(EvaluateTask(root, data, first.model_dump_json(), None, floors))
+    if only is None or "planning" in only:
+        for env in spec.envs:
+            floors = tuple(cell for cell in missing if cell.env == env)
+            if floors:
+                tasks.append(EvaluateTask(root, None, None, None, floors))
     for trial in spec.trials:
         marker = read_marker(storage, trial.trial_id)
         if marker is None or marker["status"] != "done":

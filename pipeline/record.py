@@ -11,7 +11,7 @@ from typing import Any
 
 from lewm.config import Config
 from pipeline import spec as specs
-from pipeline.spec import Spec, Trial
+from pipeline.spec import Spec, Trial, World
 from pipeline.storage import Storage
 from pipeline.trial import versions
 
@@ -29,7 +29,8 @@ def merge(spec: Spec, storage: Storage) -> Spec:
     known = {trial.trial_id for trial in spec.trials}
     older = [trial for trial in stored_trials(stored) if trial.trial_id not in known]
     trials = sorted(
-        (*spec.trials, *older), key=lambda t: (t.config.loss.lam, t.point, t.config.seed)
+        (*spec.trials, *older),
+        key=lambda t: (spec.worlds.index(spec.world(t)), t.config.loss.lam, t.point, t.config.seed),
     )
     return replace(spec, trials=tuple(trials))
 
@@ -55,12 +56,19 @@ def load(storage: Storage, folder: str) -> Spec:
     stored = storage.read_json(f"sweeps/{folder}/sweep.json")
     if stored is None:
         raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.root}")
-    plain = ("name", "question", "env", "profile", "folder", "protocols", "base", "estimate")
+    plain = ("name", "question", "profile", "folder", "base", "fingerprint")
     return Spec(
-        **{key: stored[key] for key in (*plain, "fingerprint")},
+        **{key: stored[key] for key in plain},
         stages=tuple(stored["stages"]),
+        worlds=tuple(_world(row) for row in stored["worlds"]),
         trials=tuple(stored_trials(stored)),
-        variants=tuple((row["eval_point"], _config(row["config"])) for row in stored["variants"]),
+    )
+
+
+def _world(row: Mapping[str, Any]) -> World:
+    variants = tuple((v["eval_point"], _config(v["config"])) for v in row["variants"])
+    return World(
+        **{key: row[key] for key in ("method", "env", "protocols", "estimate")}, variants=variants
     )
 
 
@@ -78,18 +86,23 @@ def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> Non
     content = {
         "name": spec.name,
         "question": spec.question,
-        "env": spec.env,
         "profile": spec.profile,
         "folder": spec.folder,
         "stages": list(spec.stages),
-        "protocols": spec.protocols,
         "base": spec.base,
-        "estimate": spec.estimate,
         "fingerprint": spec.fingerprint,
-        "planning": spec.variants[0][1].planning.model_dump(mode="json"),
-        "variants": [
-            {"eval_point": point, "config": config.model_dump(mode="json")}
-            for point, config in spec.variants
+        "worlds": [
+            {
+                "method": world.method,
+                "env": world.env,
+                "protocols": world.protocols,
+                "estimate": world.estimate,
+                "variants": [
+                    {"eval_point": point, "config": config.model_dump(mode="json")}
+                    for point, config in world.variants
+                ],
+            }
+            for world in spec.worlds
         ],
         "trials": [
             {

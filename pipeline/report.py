@@ -75,7 +75,7 @@ def make_report(sweep_dir: Path) -> Path:
 
 def read_tables(sweep_dir: Path) -> dict[str, pl.DataFrame]:
     """The tables a report shows; those of `stability` are made from the others where one is missing."""
-    tables = {name: read_table(sweep_dir, name) for name in stability.INPUTS}
+    tables = {name: read_table(sweep_dir, name) for name in (*stability.INPUTS, "examples")}
     if all(table_path(sweep_dir, name).is_file() for name in stability.OUTPUTS):
         return tables | {name: read_table(sweep_dir, name) for name in stability.OUTPUTS}
     return tables | stability.run(tables)

@@ -35,9 +35,9 @@ def keys_of(spec: Spec, trial: Trial) -> Row:
     }
 
 
-def floor_keys(spec: Spec) -> Row:
+def floor_keys(spec: Spec, env: str) -> Row:
     """The key columns of floors: they belong to no trial."""
-    return dict.fromkeys(PER_TRIAL_KEYS) | {"env": spec.env, "profile": spec.profile}
+    return dict.fromkeys(PER_TRIAL_KEYS) | {"env": env, "profile": spec.profile}
 
 
 def write_tables(
@@ -67,8 +67,9 @@ def write_tables(
     parts: dict[str, list[tuple[Row, Path]]] = {stage: [] for stage in STAGE_SCHEMAS}
     by_id = {trial.trial_id: trial for trial in spec.trials}
     for trial_id, owned in cells.items():
-        keys = floor_keys(spec) if trial_id is None else keys_of(spec, by_id[trial_id])
         for cell in owned:
+            own = None if trial_id is None else by_id[trial_id]
+            keys = floor_keys(spec, cell.env) if own is None else keys_of(spec, own)
             marker = status_of(cell)
             cell_rows.append(
                 keys
@@ -148,6 +149,8 @@ def final_metrics(tables: Mapping[str, pl.DataFrame], trial_id: str) -> dict[str
     for row in own["latents"].filter(pl.col("layer") == "projected").iter_rows(named=True):
         for name in ("effective_rank", "mean_std", "epps_pulley", "straightness", "collapsed"):
             finals[f"latents_{name}"] = row[name]
+        if row["copy_error"]:
+            finals["latents_copy_ratio"] = row["pred_error"] / row["copy_error"]
     success = own["planning"].group_by("protocol", "eval_point").agg(pl.col("success").mean())
     for row in success.iter_rows(named=True):
         extra = f"_{row['eval_point']}".replace("=", "_") if row["eval_point"] else ""

@@ -1,11 +1,12 @@
-"""A sweep's TOML and command-line overrides, resolved to points, trials and identities.
+"""A sweep's TOML and command-line overrides, resolved to worlds, points, trials and identities.
 
+A *world* is one method in one environment; method and environment are axes like any other, but each
+world has a grid of trials, evaluation settings and protocols of its own.
 Later wins: config defaults < profile < profile x env x method < sweep < sweep x profile < command line.
 Imports neither torch nor ray, so `--dry-run` answers at once.
 """
 
 import itertools
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +20,32 @@ from lewm.config import (
     digest,
     lay,
     make_config,
-    nearest,
     non_default,
     trial_id,
 )
+from pipeline.arguments import check_seeds
+from pipeline.shipped import (
+    check_keys,
+    choice,
+    env_names,
+    find_sweep,
+    layers,
+    load_profile,
+    load_protocols,
+    load_toml,
+)
 
 Overrides = dict[str, Any]
-STAGE_NAMES = ("latents", "planning", "probing", "surprise")
+STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
 METHOD_NAMES = ("lewm",)
-PLANNER_NAMES = ("cem", "random", "zero")
+PLANNER_NAMES = ("cem", "icem", "mppi", "gradient", "random", "zero")
 SEARCH_KINDS = ("grid",)
 SWEEP_KEYS = {
     "name", "question", "method", "env", "seeds", "stages", "search", "grid", "set", "evaluate",
     "profile",
 }  # fmt: skip
-PROFILE_KEYS = {"about", "set", "env", "method", "estimate"}
+NOT_SWEPT = ("planning", "latents", "probing", "surprise", "examples", "run", "seed", "method")
+NOT_EVALUATION = ("model", "loss", "data", "optim", "run", "seed")
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Request:
 
     sweep: str
     profile: str = "quick"
-    env: str | None = None
+    envs: tuple[str, ...] | None = None
     seeds: tuple[int, ...] | None = None
     grid: Overrides = field(default_factory=dict)
     overrides: Overrides = field(default_factory=dict)
@@ -59,24 +71,36 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Spec:
-    """A sweep, fully resolved.
+class World:
+    """One method in one environment: how its trials are evaluated, and how long they take.
 
-    `base` is what every trial of the sweep shares: it may not change between invocations.
     `variants` are the evaluation settings to run on every trial, by their `eval_point`.
     """
 
+    method: str
+    env: str
+    variants: tuple[tuple[str, Config], ...]
+    protocols: dict[str, dict[str, Any]]
+    estimate: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """`lewm push_t`."""
+        return f"{self.method} {self.env}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A sweep, fully resolved; `base` is what its trials share, and may not change between invocations."""
+
     name: str
     question: str
-    env: str
     profile: str
     folder: str
     stages: tuple[str, ...]
+    worlds: tuple[World, ...]
     trials: tuple[Trial, ...]
-    variants: tuple[tuple[str, Config], ...]
-    protocols: dict[str, dict[str, Any]]
     base: dict[str, Any]
-    estimate: dict[str, Any]
     fingerprint: str | None
 
     @property
@@ -89,6 +113,22 @@ class Spec:
         """The distinct training seeds, ascending."""
         return sorted({trial.config.seed for trial in self.trials})
 
+    @property
+    def envs(self) -> list[str]:
+        """The distinct environments, in the order of the worlds."""
+        return list(dict.fromkeys(world.env for world in self.worlds))
+
+    def world(self, trial: Trial) -> World:
+        """The world of a trial."""
+        place = (trial.config.method, trial.config.data.env)
+        return next(world for world in self.worlds if (world.method, world.env) == place)
+
+    def label(self, trial: Trial) -> str:
+        """A trial for readers: its world if there are several, its point, its seed."""
+        parts = [trial.config.data.env] if len(self.worlds) > 1 else []
+        parts += [trial.point] if trial.point else []
+        return " ".join([*parts, f"seed={trial.config.seed}"])
+
 
 def resolve(request: Request, fingerprint: str | None = None) -> Spec:
     """The sweep that a request asks for.
@@ -99,77 +139,152 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
     Raises:
         ValueError: one line that says what, where and the nearest right spelling.
     """
-    table = load_toml(find_sweep(request.sweep))
-    where = f"sweep {request.sweep!r}"
-    _check_keys(table, SWEEP_KEYS, where)
-    per_profile = table.get("profile", {}).get(request.profile, {})
-    _check_keys(per_profile, {"grid", "set", "seeds", "stages"}, f"{where}, profile table")
-    profile = load_profile(request.profile)
-    method = _choice(table.get("method", "lewm"), METHOD_NAMES, f"{where}: method")
-    env = _choice(request.env or table.get("env", "two_room"), env_names(), f"{where}: env")
-    kind = table.get("search", {}).get("kind", "grid")
-    _choice(kind, SEARCH_KINDS, f"{where}: search.kind")
-    fixed = lay(
-        {"method": method, "data.env": env},
-        *layers(profile, env, method),
-        _table(table, "set", where),
-        _table(per_profile, "set", where),
-        request.overrides,
-    )
-    if request.dataset is not None:
-        fixed["data.dataset"] = request.dataset
-    grid = {
-        **_table(table, "grid", where),
-        **_table(per_profile, "grid", where),
-        **request.grid,
-    }
-    _check_grid(
-        grid, where, ("planning", "latents", "probing", "surprise", "run", "seed", "method")
-    )
-    evaluate_grid = table.get("evaluate", {}).get("grid", {})
-    _check_grid(
-        evaluate_grid, f"{where}: evaluate", ("model", "loss", "data", "optim", "run", "seed")
-    )
-    _check_overrides(request.overrides, {**grid, **evaluate_grid})
-    for key in {**grid, **evaluate_grid}:
-        fixed.pop(key, None)
-    seeds = check_seeds(request.seeds or per_profile.get("seeds", table.get("seeds", [0])), where)
-    stages = tuple(per_profile.get("stages", table.get("stages", STAGE_NAMES)))
-    for stage in stages:
-        _choice(stage, STAGE_NAMES, f"{where}: stages")
-    trials = [
-        _make_trial({**fixed, **point, "seed": seed}, grid, fingerprint)
-        for point in _product(grid)
-        for seed in seeds
-    ]
-    base_config = make_config({**fixed, "seed": 0})
-    variants = tuple(
-        (canonical(point), make_config({**fixed, **point, "seed": 0}))
-        for point in _product(evaluate_grid)
-    )
-    for _, config in variants:
-        _choice(config.planning.planner, PLANNER_NAMES, f"{where}: planning.planner")
-    protocols = load_protocols(env)
-    used = {name: protocols[_choice(name, protocols, f"{where}: planning.protocols")]
-            for _, config in variants for name in config.planning.protocols}  # fmt: skip
-    extra = {k: v for k, v in request.overrides.items() if k not in evaluate_grid}
-    if request.dataset is not None:
-        extra["data.dataset"] = Path(request.dataset).name
-    suffix = f"-{digest(extra, 6)}" if extra else ""
+    plan = _Plan(request)
+    worlds, trials, bases = [], [], {}
+    for method, env in itertools.product(plan.methods, plan.envs):
+        fixed = plan.fixed(method, env)
+        world = plan.world(method, env, fixed)
+        worlds.append(world)
+        bases[world.name] = plan.base(fixed, fingerprint)
+        trials += [
+            _make_trial({**fixed, **point, "seed": seed}, plan.grid, fingerprint)
+            for point in _product(plan.grid)
+            for seed in plan.seeds
+        ]
+    if request.dataset is not None and len(worlds) > 1:
+        raise ValueError("--dataset goes with one environment and one method: add --env NAME")
+    name = str(plan.table.get("name", Path(request.sweep).stem))
+    place = worlds[0].env if len(worlds) == 1 else "multi"
+    suffix = f"-{digest(plan.extra, 6)}" if plan.extra else ""
     return Spec(
-        name=str(table.get("name", Path(request.sweep).stem)),
-        question=str(table.get("question", "")),
-        env=env,
+        name=name,
+        question=str(plan.table.get("question", "")),
         profile=request.profile,
-        folder=f"{table.get('name', Path(request.sweep).stem)}-{env}-{request.profile}{suffix}",
-        stages=stages,
+        folder=f"{name}-{place}-{request.profile}{suffix}",
+        stages=plan.stages,
+        worlds=tuple(worlds),
         trials=tuple(trials),
-        variants=variants,
-        protocols=used,
-        base=_base(base_config, grid, evaluate_grid, stages, fingerprint),
-        estimate=dict(profile.get("estimate", {})),
+        base=_joint_base(bases),
         fingerprint=fingerprint,
     )
+
+
+class _Plan:
+    """A sweep's file, its profile and the command line, checked; makes one world after another."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.where = f"sweep {request.sweep!r}"
+        self.table = table = load_toml(find_sweep(request.sweep))
+        check_keys(table, SWEEP_KEYS, self.where)
+        self.of_profile = table.get("profile", {}).get(request.profile, {})
+        check_keys(
+            self.of_profile,
+            {"grid", "set", "seeds", "stages", "env"},
+            f"{self.where}, profile table",
+        )
+        self.profile = load_profile(request.profile)
+        self.methods = self._names("method", "lewm", METHOD_NAMES)
+        self.envs = self._names("env", "two_room", env_names())
+        kind = table.get("search", {}).get("kind", "grid")
+        choice(kind, SEARCH_KINDS, f"{self.where}: search.kind")
+        self.grid = {
+            **_table(table, "grid", self.where),
+            **_table(self.of_profile, "grid", self.where),
+            **request.grid,
+        }
+        self.evaluate_grid = table.get("evaluate", {}).get("grid", {})
+        _check_grid(self.grid, self.where, NOT_SWEPT)
+        _check_grid(self.evaluate_grid, f"{self.where}: evaluate", NOT_EVALUATION)
+        _check_overrides(request.overrides, {**self.grid, **self.evaluate_grid})
+        self.seeds = check_seeds(
+            request.seeds or self.of_profile.get("seeds", table.get("seeds", [0])), self.where
+        )
+        self.stages = tuple(self.of_profile.get("stages", table.get("stages", STAGE_NAMES)))
+        for stage in self.stages:
+            choice(stage, STAGE_NAMES, f"{self.where}: stages")
+
+    def _names(self, key: str, default: str, known: Sequence[str]) -> tuple[str, ...]:
+        """The methods or environments: one name or a list, by the command line if it says so."""
+        given = self.request.envs if key == "env" and self.request.envs else None
+        value = given or self.table.get(key, default)
+        names = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"{self.where}: {key} needs different names, got {value!r}")
+        return tuple(choice(name, known, f"{self.where}: {key}") for name in names)
+
+    def fixed(self, method: str, env: str) -> Overrides:
+        """Every setting of a world that no axis sweeps."""
+        per_env = self.of_profile.get("env", {}).get(env, {})
+        fixed = lay(
+            {"method": method, "data.env": env},
+            *layers(self.profile, env, method),
+            _table(self.table, "set", self.where),
+            _table(self.of_profile, "set", self.where),
+            _table(per_env, "set", self.where),
+            self.request.overrides,
+        )
+        if self.request.dataset is not None:
+            fixed["data.dataset"] = self.request.dataset
+        return {k: v for k, v in fixed.items() if k not in {**self.grid, **self.evaluate_grid}}
+
+    def world(self, method: str, env: str, fixed: Overrides) -> World:
+        """One method in one environment with its evaluation settings."""
+        variants = tuple(
+            (canonical(point), make_config({**fixed, **point, "seed": 0}))
+            for point in _product(self.evaluate_grid)
+        )
+        per_env = self.profile.get("env", {}).get(env, {})
+        estimate = {**self.profile.get("estimate", {}), **per_env.get("estimate", {})}
+        return make_world(method, env, variants, estimate, self.where)
+
+    @property
+    def extra(self) -> Overrides:
+        """The overrides that make another sweep of it, with a folder of its own."""
+        chosen = self.request.overrides.items()
+        extra = {k: v for k, v in chosen if k not in self.evaluate_grid}
+        if self.request.dataset is not None:
+            extra["data.dataset"] = Path(self.request.dataset).name
+        if self.request.envs is not None and len(self.request.envs) > 1:
+            extra["env"] = list(self.request.envs)
+        return extra
+
+    def base(self, fixed: Overrides, fingerprint: str | None) -> dict[str, Any]:
+        """What the trials of a world share, flat."""
+        config = make_config({**fixed, "seed": 0})
+        data = non_default(config, (*TRAINING_FIELDS, *EVALUATION_FIELDS))
+        flat = {
+            f"{section}.{key}" if isinstance(value, dict) else section: leaf
+            for section, value in data.items()
+            for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+        swept = {"seed", *self.grid, *self.evaluate_grid}
+        flat = {k: v for k, v in flat.items() if k not in swept}
+        if fingerprint is not None:
+            flat["data.dataset"] = fingerprint
+        axes = {"swept": sorted(self.grid), "swept_evaluation": dict(self.evaluate_grid)}
+        return {"recipe": RECIPE_VERSION, "stages": list(self.stages), **axes, **flat}
+
+
+def make_world(
+    method: str,
+    env: str,
+    variants: tuple[tuple[str, Config], ...],
+    estimate: dict[str, Any],
+    where: str,
+) -> World:
+    """A world with the protocols that its evaluation settings name.
+
+    Raises:
+        ValueError: an unknown planner or protocol.
+    """
+    protocols = load_protocols(env)
+    used = {}
+    for _, config in variants:
+        choice(config.planning.planner, PLANNER_NAMES, f"{where}: planning.planner")
+        for name in config.planning.protocols:
+            used[name] = protocols[choice(name, protocols, f"{where}: planning.protocols")]
+    return World(method, env, variants, used, estimate)
 
 
 def _make_trial(overrides: Overrides, grid: Mapping[str, Any], fingerprint: str | None) -> Trial:
@@ -183,25 +298,19 @@ def make_trial(config: Config, point: str, fingerprint: str | None) -> Trial:
     return Trial(trial_id(config, fingerprint), config, point)
 
 
-def _base(
-    config: Config,
-    grid: Mapping[str, Any],
-    evaluate_grid: Mapping[str, Any],
-    stages: Sequence[str],
-    fingerprint: str | None,
-) -> dict[str, Any]:
-    data = non_default(config, (*TRAINING_FIELDS, *EVALUATION_FIELDS))
-    flat = {
-        f"{section}.{key}" if isinstance(value, dict) else section: leaf
-        for section, value in data.items()
-        for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
-    }
-    flat = {k: v for k, v in flat.items() if k not in grid and k not in evaluate_grid}
-    flat.pop("seed", None)
-    if fingerprint is not None:
-        flat["data.dataset"] = fingerprint
-    axes = {"swept": sorted(grid), "swept_evaluation": dict(evaluate_grid)}
-    return {"recipe": RECIPE_VERSION, "stages": list(stages), **axes, **flat}
+def _joint_base(bases: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """One base for all worlds: what they share plainly, what differs under the world's name."""
+    if len(bases) == 1:
+        return next(iter(bases.values()))
+    keys = dict.fromkeys(key for base in bases.values() for key in base)
+    joint: dict[str, Any] = {"worlds": list(bases)}
+    for key in keys:
+        values = {name: base.get(key, "(default)") for name, base in bases.items()}
+        if len({repr(value) for value in values.values()}) == 1:
+            joint[key] = next(iter(values.values()))
+        else:
+            joint |= {f"{name}: {key}": value for name, value in values.items()}
+    return joint
 
 
 def check_base(stored: Mapping[str, Any], new: Mapping[str, Any], folder: str) -> None:
@@ -231,7 +340,7 @@ def flatten(config: Config) -> Overrides:
 
 
 def canonical(point: Mapping[str, Any]) -> str:
-    """One string per point: `loss.lam=0.1`, keys sorted, joined by spaces; `all` for no axis."""
+    """One string per point: `loss.lam=0.1`, keys sorted, joined by spaces; empty for no axis."""
     parts = (f"{key}={point[key]}" for key in sorted(point))
     return " ".join(parts)
 
@@ -239,32 +348,6 @@ def canonical(point: Mapping[str, Any]) -> str:
 def _product(grid: Mapping[str, Sequence[Any]]) -> Iterable[Overrides]:
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
-
-
-def layers(profile: Mapping[str, Any], env: str, method: str) -> list[Overrides]:
-    """A profile's settings for one environment and method, the more special later."""
-    per_env = profile.get("env", {}).get(env, {})
-    per_method = profile.get("method", {}).get(method, {})
-    both = per_env.get("method", {}).get(method, {})
-    return [table.get("set", {}) for table in (profile, per_env, per_method, both)]
-
-
-def check_seeds(seeds: Iterable[Any], where: str) -> tuple[int, ...]:
-    """Training seeds as a tuple.
-
-    Raises:
-        ValueError: none, duplicates, or not natural numbers.
-    """
-    chosen = tuple(seeds)
-    if not chosen:
-        raise ValueError(f"{where}: seeds is empty; give at least one, e.g. seeds = [0, 1, 2]")
-    for seed in chosen:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ValueError(f"{where}: seed {seed!r} is not a whole number from 0 to 2^32 - 1")
-    if len(set(chosen)) != len(chosen):
-        twice = next(seed for seed in chosen if chosen.count(seed) > 1)
-        raise ValueError(f"{where}: seed {twice} is given twice")
-    return chosen
 
 
 def _check_grid(grid: Mapping[str, Any], where: str, forbidden: tuple[str, ...]) -> None:
@@ -289,107 +372,8 @@ def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any]) -> N
             raise ValueError(f"--set {key}: use {options[key]}")
 
 
-def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-
-
-def _choice(name: Any, known: Iterable[str], where: str) -> str:
-    if name not in known:
-        raise ValueError(
-            f"{where}: unknown {name!r}{nearest(str(name), known)}; known: {', '.join(sorted(known))}"
-        )
-    return str(name)
-
-
 def _table(table: Mapping[str, Any], key: str, where: str) -> Overrides:
     value = table.get(key, {})
     if not isinstance(value, dict):
         raise ValueError(f"{where}: [{key}] must be a table of key = value, got {value!r}")
     return dict(value)
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dict.
-
-    Raises:
-        ValueError: unreadable, or a syntax error with its line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def package_folder() -> Path:
-    """The installed `sweeps` folder: package data without Python, found after any kind of install."""
-    import sweeps
-
-    return next(Path(path) for path in sweeps.__path__ if (Path(path) / "profiles").is_dir())
-
-
-def find_sweep(name: str) -> Path:
-    """The TOML of a sweep: a path that ends in `.toml`, or the name of one that ships with us."""
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise ValueError(f"no such sweep file: {name}")
-        return Path(name)
-    return _shipped(package_folder(), name, "sweep", hidden={"published"})
-
-
-def load_profile(name: str) -> dict[str, Any]:
-    """A profile's TOML."""
-    path = _shipped(package_folder() / "profiles", name, "profile")
-    table = load_toml(path)
-    _check_keys(table, PROFILE_KEYS, f"profile {name!r}")
-    return table
-
-
-def env_names() -> list[str]:
-    """Environments with evaluation protocols: those that a sweep can name."""
-    return sorted(path.stem for path in (package_folder() / "protocols").glob("*.toml"))
-
-
-def load_protocols(env: str) -> dict[str, dict[str, Any]]:
-    """The evaluation protocols of an environment, by name."""
-    return load_toml(_shipped(package_folder() / "protocols", env, "protocols of environment"))
-
-
-def _shipped(folder: Path, name: str, what: str, hidden: Iterable[str] = ()) -> Path:
-    known = {path.stem: path for path in folder.glob("*.toml") if path.stem not in hidden}
-    return known[_choice(name, known, what)]
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """`key=value` with the value read as TOML (`0.1`, `true`, `[1, 2]`), else as a string."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip() or not value.strip():
-        raise ValueError(f"{text!r} is not key=value, e.g. loss.lam=0.1")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-
-
-def parse_axis(text: str) -> tuple[str, list[Any]]:
-    """`key=v1,v2,...` as one axis of the grid."""
-    key, equals, values = text.partition("=")
-    parts = [part for part in values.strip("[] ").split(",") if part.strip()]
-    if not equals or not parts:
-        raise ValueError(f"{text!r} is not key=v1,v2,..., e.g. loss.lam=0,0.1,0.3")
-    return key.strip(), [parse_assignment(f"{key}={part}")[1] for part in parts]
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` or `0-4` as seeds."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-        except ValueError:
-            raise ValueError(f"--seeds {text!r}: expected 0,1,2 or 0-4") from None
-    return check_seeds(seeds, "--seeds")

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lewm.config import Config
-from pipeline import driver
-from pipeline import spec as specs
+from pipeline import arguments, driver
 from pipeline.progress import duration
-from pipeline.spec import Request, Spec
+from pipeline.spec import Request, Spec, World, resolve
 from pipeline.storage import Storage, read_marker
 
 
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("sweep", help="a shipped sweep's name, or a .toml file")
     add("--profile", default="quick", help="quick (a laptop), small (one GPU), paper (published)")
-    add("--env", help="environment, instead of the sweep's")
+    add("--env", metavar="NAME,...", help="environments, instead of the sweep's")
     add("--seeds", help="training seeds: 0,1,2 or 0-4")
     add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="replaces or adds an axis")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
@@ -65,10 +64,10 @@ def make_request(args: argparse.Namespace) -> Request:
     return Request(
         sweep=args.sweep,
         profile=args.profile,
-        env=args.env,
-        seeds=specs.parse_seeds(args.seeds) if args.seeds else None,
-        grid=dict(specs.parse_axis(text) for text in args.grid),
-        overrides=dict(specs.parse_assignment(text) for text in args.set),
+        envs=tuple(args.env.split(",")) if args.env else None,
+        seeds=arguments.parse_seeds(args.seeds) if args.seeds else None,
+        grid=dict(arguments.parse_axis(text) for text in args.grid),
+        overrides=dict(arguments.parse_assignment(text) for text in args.set),
         dataset=str(Path(args.dataset).absolute()) if args.dataset else None,
     )
 
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from lewm.data.episodes import fingerprint as fingerprint_of
 
             fingerprint = fingerprint_of(Path(request.dataset))
-        spec = specs.resolve(request, fingerprint)
+        spec = resolve(request, fingerprint)
         storage = Storage(args.storage)
         if args.dry_run:
             print_plan(spec, storage)
@@ -111,35 +110,42 @@ def print_plan(spec: Spec, storage: Storage) -> None:
         for t in spec.trials
         if (read_marker(storage, t.trial_id) or {}).get("status") == "done"
     }
-    print(f"sweep     {spec.folder}  ({spec.profile} profile, {spec.env})")
+    print(f"sweep     {spec.folder}  ({spec.profile} profile, {', '.join(spec.envs)})")
     print(f"question  {spec.question}")
-    print(f"points    {len(spec.points)} x seeds {spec.seeds} = {len(spec.trials)} trials, "
+    worlds = f"{len(spec.worlds)} worlds x " if len(spec.worlds) > 1 else ""
+    print(f"points    {worlds}{len(spec.points)} points x seeds {spec.seeds} = {len(spec.trials)} trials, "
           f"{len(done)} done in {storage.root}")  # fmt: skip
-    for point in spec.points:
-        trials = [t for t in spec.trials if t.point == point]
+    for world in spec.worlds:
+        _print_world(spec, world, done)
+
+
+def _print_world(spec: Spec, world: World, done: set[str]) -> None:
+    own = [t for t in spec.trials if spec.world(t) == world]
+    print(f"world     {world.env}, {world.method}")
+    for point in dict.fromkeys(t.point for t in own):
         marks = "  ".join(
             f"seed {t.config.seed}: {t.trial_id}{' done' if t.trial_id in done else ''}"
-            for t in trials
+            for t in own
+            if t.point == point
         )
         print(f"  {point or '(one point)':24s} {marks}")
-    variants = [point or "one setting" for point, _ in spec.variants]
+    variants = [point or "one setting" for point, _ in world.variants]
     print(f"stages    {', '.join(spec.stages)}  (evaluation: {'; '.join(variants)})")
-    print(f"protocols {', '.join(spec.protocols)}")
-    print(f"estimate  {estimate(spec, len(spec.trials) - len(done))}")
+    print(f"protocols {', '.join(world.protocols)}")
+    print(f"estimate  {estimate(world, own[0].config, sum(t.trial_id not in done for t in own))}")
 
 
-def estimate(spec: Spec, num_missing: int) -> str:
-    """How long the missing trials would take, as far as the profile knows; says where from."""
+def estimate(world: World, config: Config, num_missing: int) -> str:
+    """How long the missing trials of a world would take, as far as the profile knows; says where from."""
     if num_missing == 0:
         return "nothing to train"
-    config = spec.trials[0].config
     steps = config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
-    if not spec.estimate:
+    if not world.estimate:
         return f"{steps:,} steps per trial; no speed measured for this profile yet"
-    per_trial = steps * spec.estimate["seconds_per_step"] + spec.estimate["evaluate_s"]
+    per_trial = steps * world.estimate["seconds_per_step"] + world.estimate["evaluate_s"]
     each = f"about {duration(per_trial)} per trial ({steps:,} steps)"
-    source = spec.estimate["source"]
-    if spec.estimate["unit"] == "gpu":
+    source = world.estimate["source"]
+    if world.estimate["unit"] == "gpu":
         return f"{each} on one GPU, {per_trial * num_missing / 3600:.0f} GPU-hours in all; {source}"
     workers = max((os.cpu_count() or 1) // config.optim.num_threads, 1)
     rounds = -(-num_missing // workers)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.storage import Storage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised by any change of a schema; part of every cell's identity and of every file's metadata."""
 
 Schema = Mapping[str, pl.DataType]
@@ -60,7 +60,7 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     "loss_terms": _columns(_TRIAL + "step:int term value:real"),
     "latents": _columns(
         _TRIAL + "layer effective_rank:real mean_std:real min_std:real epps_pulley:real "
-        "isotropy:real straightness:real collapsed:flag"
+        "isotropy:real straightness:real collapsed:flag pred_error:real copy_error:real"
     ),
     "planning": _columns(
         _TRIAL + "planner protocol eval_point num_samples:int num_iterations:int num_elites:int "
@@ -75,7 +75,10 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         _TRIAL + "episode_id:int start_row:int event kind event_step:int surprise:real "
         "surprise_control:real"
     ),
-    "examples": _columns(_TRIAL + "episode_id:int frame:int kind png:bytes"),
+    "examples": _columns(
+        _TRIAL + "planner protocol eval_seed:int pair_id:int episode_id:int success:flag frame:int "
+        "kind png:bytes"
+    ),
     "stability": _columns(
         _SWEEP
         + "runs num_seeds:int num_eval_seeds:int num_episodes:int mean:real std:real iqr:real "
@@ -113,7 +116,7 @@ STAGE_SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         for name, dtype in SCHEMAS[stage].items()
         if name not in PER_TRIAL_KEYS + JOINED_LATER
     }
-    for stage in ("latents", "planning", "probing", "surprise")
+    for stage in ("latents", "planning", "probing", "surprise", "examples")
 }
 """What a per-trial stage returns: the columns of its table without the keys."""
 

@@ -28,7 +28,8 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         tables: by name, with the schemas of the sweep's tables.
         meta: the sweep's `sweep.json`; everything in it is optional.
     """
-    chapters = [_chapter(world, meta, number) for number, world in enumerate(views.worlds(tables))]
+    worlds = views.worlds(tables, meta)
+    chapters = [_chapter(world, number) for number, world in enumerate(worlds)]
     figures = [figure for chapter in chapters for figure in chapter["figures"]]
     charts = {
         "specs": {f.name: {"spec": f.page(), "canvas": f.curves} for f in figures},
@@ -47,9 +48,8 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         title=_title(meta),
         question=meta.get("question") or "",
         chapters=chapters,
-        protocols=sections.protocol_table(meta, tables),
+        overview=sections.overview(worlds) if len(worlds) > 1 else [],
         provenance=sections.provenance(meta, tables),
-        collapse_rule=sections.collapse_rule(meta),
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         bundle=Markup(_bundle()),
@@ -65,8 +65,8 @@ def figures_svg(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> 
     config = chart_config(False, _lams(tables)) | {"background": "white"}
     config["font"] = "Arial, Helvetica, sans-serif"
     pictures = {}
-    for number, world in enumerate(views.worlds(tables)):
-        for figure in _chapter(world, meta, number)["figures"]:
+    for number, world in enumerate(views.worlds(tables, meta)):
+        for figure in _chapter(world, number)["figures"]:
             spec = {**figure.static(), "config": config}
             pictures[figure.name] = _own_ids(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     return pictures
@@ -82,7 +82,8 @@ def _own_ids(svg: str) -> str:
 
 def _title(meta: Mapping[str, Any]) -> str:
     name = str(meta.get("name") or "sweep")
-    place = [text.world(str(meta["env"]))] if meta.get("env") else []
+    envs = dict.fromkeys(world["env"] for world in meta.get("worlds") or [])
+    place = [", ".join(text.world(env) for env in envs)] if envs else []
     profile = [f"{meta['profile']} profile"] if meta.get("profile") else []
     return " · ".join([name, *place, *profile])
 
@@ -93,7 +94,7 @@ def _lams(tables: Mapping[str, pl.DataFrame]) -> list[float]:
     return [float(lam) for lam in points.unique().drop_nulls().sort("lam", "point")["lam"]]
 
 
-def _chapter(world: views.World, meta: Mapping[str, Any], number: int) -> Row:
+def _chapter(world: views.World, number: int) -> Row:
     """Everything the template needs of one world."""
     prefix = f"w{number}-" if number else ""
     settings = views.settings(world)
@@ -105,7 +106,7 @@ def _chapter(world: views.World, meta: Mapping[str, Any], number: int) -> Row:
     curves = views.curve_figures(world, f"{prefix}train")
     lams = _lams(world.tables)
     return {
-        "name": f"{world.key['method']} in {text.world(world.key['env'])}, {world.key['profile']} profile",
+        "name": world.name,
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",
         "certainty": world.summary("certainty").get("text") or "",
         "missing": [
@@ -130,6 +131,9 @@ def _chapter(world: views.World, meta: Mapping[str, Any], number: int) -> Row:
         ],
         "probes": sections.probe_table(world),
         "surprise": sections.surprise_table(world),
+        "examples": sections.examples(world),
+        "protocols": sections.protocol_table(world),
+        "collapse_rule": sections.collapse_rule(world),
         "trials": sections.trial_rows(world),
         "failed_cells": sections.failed_cells(world),
         "figures": [*charts, *health, *curves],

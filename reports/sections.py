@@ -1,7 +1,8 @@
 """The page's other tables: probes, surprise, trials, protocols, provenance; chosen and formatted rows."""
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -50,6 +51,76 @@ def probe_table(world: World) -> Row:
 def _main(world: World) -> Row:
     verdict = world.summary("verdict")
     return {name: verdict[name] for name in SETTING}
+
+
+def overview(worlds: Sequence[World]) -> list[list[str]]:
+    """Several worlds at a glance, a row each: the verdict's protocol, its floors, and what was learnt."""
+    rows = []
+    for world in worlds:
+        if not world.summary("best_point"):
+            rows.append([text.world(world.key["env"]), *[text.DASH] * 7])
+            continue
+        main = _main(world)
+        best, success = (world.summary(name, **main) for name in ("best_point", "best_success"))
+        floors = {"protocol": main["protocol"]}
+        random, oracle = (world.summary(f"floor_{name}", **floors) for name in ("random", "oracle"))
+        clear = world.summary("clears_random", **main).get("value")
+        at = {"point": best["point"], "runs": "all"}
+        copying = world.rows("stability", metric="copy_ratio", **at)
+        rows.append(
+            [
+                text.world(world.key["env"]),
+                str(main["protocol"]),
+                str(best["text"]),
+                f"{text.percent(success['value'])} ({text.percent_span(success)})",
+                f"{text.percent(random['value'])} ({text.percent_span(random)})"
+                if random
+                else text.DASH,
+                text.percent(oracle.get("value")),
+                {1.0: "yes", 0.0: "no"}.get(clear, text.DASH),
+                text.percent(copying[0]["mean"]) if copying else text.DASH,
+            ]
+        )
+    return rows
+
+
+def examples(world: World) -> Row:
+    """Planned episodes in pictures: the best point's first seed, the first pairs of its manifest."""
+    found = world.tables["examples"]
+    best = (
+        world.summary("best_point", **_main(world)).get("point")
+        if world.summary("best_point")
+        else None
+    )
+    found = found.filter(pl.col("point").eq_missing(pl.lit(best)))
+    if found.is_empty():
+        return {}
+    seed = found["seed"].min()
+    found = found.filter(pl.col("seed") == seed)
+    episodes = []
+    for (pair,), rows in found.sort("pair_id", "frame").group_by("pair_id", maintain_order=True):
+        pictures = [_picture(row) for row in rows.sort("frame").iter_rows(named=True)]
+        first = rows.row(0, named=True)
+        episodes.append(
+            {
+                "name": f"pair {pair}: {'reached' if first['success'] else 'not reached'}",
+                "goal": next(p for p in pictures if p["kind"] == "goal"),
+                "path": [p for p in pictures if p["kind"] != "goal"],
+            }
+        )
+    row = found.row(0, named=True)
+    return {
+        "episodes": episodes,
+        "where": f"{world.axis.name(best or '')}, seed {seed}, {row['protocol']} protocol, "
+        f"{str(row['planner']).upper()}, eval seed {row['eval_seed']}",
+    }
+
+
+def _picture(row: Row) -> Row:
+    """A stored picture as the page shows it, with its caption."""
+    data = base64.b64encode(row["png"]).decode()
+    words = {"start": "start", "goal": "goal"}.get(row["kind"], f"step {row['frame']}")
+    return {"kind": row["kind"], "words": words, "src": f"data:image/png;base64,{data}"}
 
 
 def surprise_table(world: World) -> list[Row]:
@@ -119,9 +190,9 @@ def failed_cells(world: World) -> list[Row]:
     ]
 
 
-def protocol_table(meta: Mapping[str, Any], tables: Tables) -> Row:
+def protocol_table(world: World) -> Row:
     """Protocols as columns: their rules, the planner's sizes, the floors measured under them."""
-    protocols = meta.get("protocols") or {}
+    protocols = world.meta.get("protocols") or {}
     names = list(protocols)
     keys = list(dict.fromkeys(key for table in protocols.values() for key in table))
     rows = [
@@ -131,9 +202,11 @@ def protocol_table(meta: Mapping[str, Any], tables: Tables) -> Row:
         }
         for key in keys
     ]
-    for name, words in _planner_words(meta.get("planning") or {}):
+    for name, words in _planner_words(_settings(world).get("planning") or {}):
         rows.append({"name": name, "cells": [words] * len(names)})
-    floors = tables["stability"].filter(pl.col("method").is_null(), pl.col("metric") == "success")
+    floors = world.tables["stability"].filter(
+        pl.col("method").is_null(), pl.col("metric") == "success"
+    )
     for planner in ("random", "zero", "oracle"):
         cells = []
         for name in names:
@@ -253,10 +326,16 @@ def _version_words(value: Any) -> str:
     return str(known)
 
 
-def collapse_rule(meta: Mapping[str, Any]) -> str:
+def _settings(world: World) -> Row:
+    """The first evaluation settings of a world, as its config tells them."""
+    variants = world.meta.get("variants") or [{}]
+    settings: Row = variants[0].get("config", {})
+    return settings
+
+
+def collapse_rule(world: World) -> str:
     """The rule by which a run counts as collapsed, as far as the sweep's settings tell it."""
-    variants = meta.get("variants") or [{}]
-    latents = variants[0].get("config", {}).get("latents", {})
+    latents = _settings(world).get("latents", {})
     if "collapse_std" not in latents:
         return ""
     share = text.percent(latents["collapse_epps_pulley"])

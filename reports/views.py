@@ -22,11 +22,22 @@ T_CAPTION = (
 
 @dataclass(frozen=True)
 class World:
-    """One method in one environment with one profile: a chapter of the report."""
+    """One method in one environment with one profile: a chapter of the report.
+
+    `meta` is its entry in the sweep's `sweep.json`; empty if there is none.
+    """
 
     key: Row
     tables: Tables
     axis: PointAxis
+    meta: Row
+
+    @property
+    def name(self) -> str:
+        """The world for readers."""
+        return (
+            f"{self.key['method']} in {text.world(self.key['env'])}, {self.key['profile']} profile"
+        )
 
     def rows(self, table: str, **where: Any) -> list[Row]:
         """Rows of a table of this world with the given values, by λ, then point."""
@@ -46,8 +57,9 @@ class World:
         return means, [row for row in rows if row["runs"].startswith("seed=")]
 
 
-def worlds(tables: Tables) -> list[World]:
+def worlds(tables: Tables, meta: Mapping[str, Any]) -> list[World]:
     """The chapters, in the order of their keys."""
+    told = {(row["method"], row["env"]): row for row in meta.get("worlds") or []}
     names = ["method", "env", "profile"]
     frames = [tables[name].select(names) for name in ("trials", "stability")]
     keys = pl.concat(frames).filter(pl.col("method").is_not_null()).unique().sort(names)
@@ -61,7 +73,8 @@ def worlds(tables: Tables) -> list[World]:
         )
         points = points.unique().drop_nulls("point")
         pairs = [(str(point), lam) for point, lam in points.iter_rows()]
-        found.append(World(dict(key), chosen, make_axis(pairs)))
+        own_meta = told.get((key["method"], key["env"]), {})
+        found.append(World(dict(key), chosen, make_axis(pairs), own_meta))
     return found
 
 

@@ -27,38 +27,45 @@ PROTOCOL = {
     "goal_offset": 25,
     "budget": 50,
 }
+PROTOCOLS = {
+    "paper": {
+        **PROTOCOL,
+        "episodes": "train",
+        "pre_solved": "kept",
+        "sampling": "rows_old",
+        "options": {"collision": "endpoint"},
+        "success": {"distance_px": 16.0},
+    },
+    "strict": {
+        **PROTOCOL,
+        "success": {"distance_px": 8.0, "cross_room": True, "goal_side": True},
+    },
+}
+PLANNING = {
+    "planner": "cem",
+    "num_pairs": 30,
+    "num_samples": 100,
+    "num_elites": 10,
+    "num_iterations": 6,
+    "horizon": 5,
+    "execute": 5,
+    "history": 1,
+    "eval_seeds": [42],
+}
 META: Row = {
     "name": "lambda",
     "question": "How do planning success and latent health move with the SIGReg weight λ?",
-    "env": "two_room",
     "profile": "quick",
     "folder": "lambda-two_room-quick",
-    "stages": ["latents", "planning", "probing", "surprise"],
-    "protocols": {
-        "paper": {
-            **PROTOCOL,
-            "episodes": "train",
-            "pre_solved": "kept",
-            "sampling": "rows_old",
-            "options": {"collision": "endpoint"},
-            "success": {"distance_px": 16.0},
-        },
-        "strict": {
-            **PROTOCOL,
-            "success": {"distance_px": 8.0, "cross_room": True, "goal_side": True},
-        },
-    },
-    "planning": {
-        "planner": "cem",
-        "num_pairs": 30,
-        "num_samples": 100,
-        "num_elites": 10,
-        "num_iterations": 6,
-        "horizon": 5,
-        "execute": 5,
-        "history": 1,
-        "eval_seeds": [42],
-    },
+    "stages": ["latents", "planning", "probing", "surprise", "examples"],
+    "worlds": [
+        {
+            "method": "lewm",
+            "env": "two_room",
+            "protocols": PROTOCOLS,
+            "variants": [{"eval_point": "", "config": {"planning": PLANNING}}],
+        }
+    ],
     "command": "python -m pipeline.sweep lambda",
     "begun_at": "2026-11-22T21:00:00+00:00",
     "git_commit": "0123456789abcdef0123456789abcdef01234567",

@@ -20,8 +20,10 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {"reports"}, {"torch", "ray", "mlflow"}
     name = module.removeprefix("pipeline").removeprefix(".")
     top = name.split(".")[0]
-    if top == "spec":
-        return {"lewm.config", "pipeline.storage"}, {"torch", "ray", "mlflow"}
+    if top in ("spec", "shipped", "arguments"):
+        allowed_here = ("storage", "shipped", "arguments")
+        rooms = {f"pipeline.{room}" for room in allowed_here}
+        return {"lewm.config"} | rooms, {"torch", "ray", "mlflow"}
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
         banned -= {"cluster": {"ray"}, "tracking": {"mlflow"}}.get(top, set())

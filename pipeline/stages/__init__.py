@@ -21,6 +21,7 @@ STAGES: dict[str, str] = {
     "planning": "pipeline.stages.planning:run",
     "probing": "pipeline.stages.probing:run",
     "surprise": "pipeline.stages.surprise:run",
+    "examples": "pipeline.stages.examples:run",
 }
 
 Stage = Callable[["LoadedTrial", dict[str, Any]], pl.DataFrame]

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from lewm.config import LatentsConfig
 from lewm.loss import epps_pulley, unit_directions
-from pipeline.stages.loaded import LAYERS, LoadedTrial, clip_rows, draw_rows, embed_rows
+from pipeline.stages.loaded import (
+    LAYERS,
+    Array,
+    LoadedTrial,
+    clip_actions,
+    clip_rows,
+    draw_rows,
+    embed_rows,
+    predict,
+)
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 STREAM = 101
@@ -24,7 +33,8 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     """One row per layer, over clips of `history + 1` frames of held-out episodes.
 
     The clips are a fixed draw, the same for every training seed. `collapsed` is judged on the
-    projected embedding and null elsewhere.
+    projected embedding and null elsewhere; so are `pred_error`, the mean squared error of the next
+    embedding predicted teacher forced, and `copy_error`, that of the embedding before it.
 
     Args:
         config: fields of `LatentsConfig`.
@@ -33,14 +43,26 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     num_frames = trial.config.model.history + 1
     span = (num_frames - 1) * trial.config.data.action_block + 1
     starts = draw_rows(trial, "held_out", span, settings.num_clips, STREAM)
-    codes = embed_rows(trial, clip_rows(trial, starts, num_frames))
+    frames = clip_rows(trial, starts, num_frames)
+    codes = embed_rows(trial, frames)
     rows = []
     for layer in LAYERS:
         row: dict[str, Any] = {"layer": layer, **measure(codes[layer].double())}
         if layer == "projected":
             row["collapsed"] = is_collapsed(row.get("mean_std"), row.get("epps_pulley"), settings)
+            row |= _errors(trial, codes[layer], frames)
         rows.append(row)
     return make_frame(rows, STAGE_SCHEMAS["latents"])
+
+
+def _errors(trial: LoadedTrial, z_CTD: Tensor, frames: Array) -> dict[str, float | None]:
+    """What predicting costs, and what copying the last frame would; a model that learnt is below it."""
+    predicted = predict(trial, z_CTD[:, :-1], clip_actions(trial, frames[:, :-1]))
+    errors = {
+        "pred_error": (predicted - z_CTD[:, 1:]).double().square().mean(),
+        "copy_error": z_CTD.diff(dim=1).double().square().mean(),
+    }
+    return {name: float(x) if x.isfinite() else None for name, x in errors.items()}
 
 
 def measure(z_CTD: Tensor) -> dict[str, float | None]:

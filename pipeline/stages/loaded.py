@@ -3,7 +3,7 @@
 Randomness comes from fixed integers and the eval seed, never from the training seed, and frames are
 encoded in padded batches of one size, so that no row depends on how many there are.
 
-Shapes: N frames, C clips, T time, D latent.
+Shapes: N frames, C clips, T time, D latent, A action block.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lewm.config import Config
+from lewm.config import Config, PlanningConfig
 from lewm.control import Agent
 from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile
@@ -23,6 +24,9 @@ from lewm.methods import Method
 from lewm.protocol import Manifest
 
 Array = npt.NDArray[Any]
+
+NOT_IN_CELL = ("protocols", "eval_seeds", "num_pairs")
+"""Fields of `PlanningConfig` that span cells: a cell has `protocol` and `eval_seed`, and its manifest."""
 
 LAYERS = {"encoder": "cls", "projected": "z"}
 """Value of the column `layer` → key of `Method.encode`."""
@@ -49,6 +53,17 @@ class LoadedTrial:
     device: torch.device
     manifests: Mapping[tuple[str, int], Manifest]
 
+    def manifest(self, config: Mapping[str, Any]) -> Manifest:
+        """The pairs of a planning cell.
+
+        Raises:
+            ValueError: none are loaded for its protocol and eval seed.
+        """
+        key = (config["protocol"], config["eval_seed"])
+        if key not in self.manifests:
+            raise ValueError(f"no manifest for protocol {key[0]!r} and eval seed {key[1]}")
+        return self.manifests[key]
+
     @property
     def agent(self) -> Agent:
         """The trained model as a planner uses it."""
@@ -59,6 +74,16 @@ class LoadedTrial:
             self.config.model.image_size,
             self.config.data.render_quality,
         )
+
+
+def planning_settings(config: Mapping[str, Any]) -> PlanningConfig:
+    """The planner's settings of a planning cell.
+
+    Args:
+        config: `protocol`, `eval_seed`, and the fields of `PlanningConfig` but `NOT_IN_CELL`.
+    """
+    known = set(PlanningConfig.model_fields) - set(NOT_IN_CELL)
+    return PlanningConfig(**{name: config[name] for name in known if name in config})
 
 
 def draw_rows(trial: LoadedTrial, part: str, span: int, count: int, stream: int) -> Array:
@@ -107,6 +132,24 @@ def embed_frames(trial: LoadedTrial, frames: Array) -> dict[str, Tensor]:
     flat = frames.reshape(-1, *frames.shape[-3:])
     out = _embed(trial, len(flat), lambda part: flat[part])
     return {layer: x.reshape(*frames.shape[:-3], -1) for layer, x in out.items()}
+
+
+def clip_actions(trial: LoadedTrial, rows: Array) -> Tensor:
+    """(C, T, A) z-scored action blocks that leave the frames of clips, rows (C, T)."""
+    block = trial.config.data.action_block
+    steps = trial.episodes.read("action", (rows[:, :, None] + np.arange(block)).reshape(-1))
+    return torch.from_numpy(trial.normaliser.apply(steps)).reshape(*rows.shape, -1)
+
+
+def predict(trial: LoadedTrial, z_CTD: Tensor, actions_CTA: Tensor) -> Tensor:
+    """(C, T, D) embeddings predicted for the frames after each, teacher forced, in padded batches."""
+    out = []
+    for begin in range(0, len(z_CTD), BATCH):
+        z, actions = (x[begin : begin + BATCH] for x in (z_CTD, actions_CTA))
+        missing = (0, 0, 0, 0, 0, BATCH - len(z))
+        padded = [F.pad(x, missing).to(trial.device) for x in (z, actions)]
+        out.append(trial.method.predict(*padded)[: len(z)].float().cpu())
+    return torch.cat(out)
 
 
 def _embed(trial: LoadedTrial, num: int, read: Callable[[slice], Array]) -> dict[str, Tensor]:

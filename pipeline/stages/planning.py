@@ -9,39 +9,28 @@ from lewm.config import PlanningConfig
 from lewm.control import Outcomes, run_planner, run_recorded
 from lewm.planners import make_planner
 from lewm.protocol import Manifest
-from pipeline.stages.loaded import LoadedTrial
+from pipeline.stages.loaded import LoadedTrial, planning_settings
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 FLOORS = ("random", "zero", "oracle")
 """Planners that need no model; they belong to no trial."""
-
-NOT_IN_CELL = ("protocols", "eval_seeds", "num_pairs")
-"""Fields of `PlanningConfig` that span cells: a cell has `protocol` and `eval_seed`, and its manifest."""
 
 
 def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     """Every pair of one manifest planned with one planner.
 
     Args:
-        config: `protocol`, `eval_seed`, and the fields of `PlanningConfig` but `NOT_IN_CELL`.
+        config: see `planning_settings`.
 
     Raises:
         ValueError: no manifest for the protocol and eval seed, or an unknown planner.
     """
-    settings = _settings(config)
-    key = (config["protocol"], config["eval_seed"])
-    if key not in trial.manifests:
-        raise ValueError(f"no manifest for protocol {key[0]!r} and eval seed {key[1]}")
-    outcomes = run_planner(
-        trial.manifests[key],
-        make_planner(settings),
-        settings,
-        trial.config.data.action_block,
-        trial.agent,
-    )
+    settings, manifest = planning_settings(config), trial.manifest(config)
+    block = trial.config.data.action_block
+    outcomes = run_planner(manifest, make_planner(settings), settings, block, trial.agent)
     columns = ("planner", "num_samples", "num_iterations", "num_elites", "horizon", "history")
     fixed = {name: getattr(settings, name) for name in columns}
-    return _frame(trial.manifests[key], fixed, outcomes)
+    return _frame(manifest, fixed, outcomes)
 
 
 def run_floor(planner: str, manifest: Manifest, action_block: int = 5) -> pl.DataFrame:
@@ -59,11 +48,6 @@ def run_floor(planner: str, manifest: Manifest, action_block: int = 5) -> pl.Dat
     settings = PlanningConfig(planner=planner)
     outcomes = run_planner(manifest, make_planner(settings), settings, action_block)
     return _frame(manifest, {"planner": planner}, outcomes)
-
-
-def _settings(config: Mapping[str, Any]) -> PlanningConfig:
-    known = set(PlanningConfig.model_fields) - set(NOT_IN_CELL)
-    return PlanningConfig(**{name: config[name] for name in known if name in config})
 
 
 def _frame(manifest: Manifest, fixed: Mapping[str, Any], outcomes: Outcomes) -> pl.DataFrame:

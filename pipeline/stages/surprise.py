@@ -1,6 +1,6 @@
 """Violation of expectation: is the model surprised by what cannot happen? (paper App. F.3)
 
-Shapes: C clips, T time, D latent, A action block.
+Shapes: C clips, T time, D latent.
 """
 
 from typing import Any
@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 
 from lewm.config import SurpriseConfig
 from lewm.envs import Env, make_env
-from pipeline.stages.loaded import BATCH, Array, LoadedTrial, clip_rows, draw_rows, embed_frames
+from pipeline.stages.loaded import (
+    Array,
+    LoadedTrial,
+    clip_actions,
+    clip_rows,
+    draw_rows,
+    embed_frames,
+    predict,
+)
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 STREAM = 303
@@ -42,7 +49,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     states = _states(env, trial, rows)
     usual = np.stack([[env.render_state(state) for state in clip] for clip in states])
     codes = embed_frames(trial, usual)["projected"]
-    predicted = _predict(trial, codes[:, :-1], _actions(trial, rows[:, :-1]))
+    predicted = predict(trial, codes[:, :-1], clip_actions(trial, rows[:, :-1]))[:, -1]
     control = (predicted - codes[:, -1]).double().square().mean(-1)
     episode_ids = np.searchsorted(trial.episodes.ep_offset, starts, side="right") - 1
     table = []
@@ -82,21 +89,3 @@ def _violate(env: Env, name: str, number: int, starts: Array, states: list[list[
         state, options = apply(clip[-1], rng)
         frames.append(env.render_state(state, **options))
     return np.stack(frames)
-
-
-def _actions(trial: LoadedTrial, rows: Array) -> Tensor:
-    """(C, T, A) z-scored action blocks leaving the frames."""
-    block = trial.config.data.action_block
-    steps = trial.episodes.read("action", (rows[:, :, None] + np.arange(block)).reshape(-1))
-    return torch.from_numpy(trial.normaliser.apply(steps)).reshape(*rows.shape, -1)
-
-
-def _predict(trial: LoadedTrial, z_CTD: Tensor, actions_CTA: Tensor) -> Tensor:
-    """(C, D) embeddings predicted for the frame after the last one, in padded batches."""
-    out = []
-    for begin in range(0, len(z_CTD), BATCH):
-        z, actions = (x[begin : begin + BATCH] for x in (z_CTD, actions_CTA))
-        missing = (0, 0, 0, 0, 0, BATCH - len(z))
-        padded = [torch.nn.functional.pad(x, missing).to(trial.device) for x in (z, actions)]
-        out.append(trial.method.predict(*padded)[: len(z), -1].float().cpu())
-    return torch.cat(out)

@@ -50,6 +50,7 @@ CONFIGS = {
     "planning": {**CELL, "protocol": "strict", "eval_seed": 42},
     "probing": {"num_train": 200, "num_test": 100, "mlp_steps": 30, "mlp_hidden": 16},
     "surprise": {"num_clips": 12},
+    "examples": {**CELL, "protocol": "strict", "eval_seed": 42, "num_examples": 2},
 }
 
 
@@ -255,6 +256,12 @@ def test_planning_rows_carry_settings_and_manifest(trial):
     ) == (8, 2, 2, 5, 1)
     unsolved = frame.filter(~pl.col("success"))
     assert unsolved["steps_to_success"].null_count() == unsolved.height
+    pictures = load_stage("examples")(trial, CONFIGS["examples"])
+    shown = pictures.select("pair_id", "success").unique().sort("pair_id")
+    assert shown.equals(frame.select("pair_id", "success").head(2))
+    assert all(png.startswith(b"\x89PNG") for png in pictures["png"])
+    for _, rows in pictures.group_by("pair_id"):
+        assert rows["kind"].to_list().count("goal") == 1 and rows["frame"].max() <= 50
     with pytest.raises(ValueError, match="no manifest for protocol 'strict' and eval seed 43"):
         load_stage("planning")(trial, {**CONFIGS["planning"], "eval_seed": 43})
 

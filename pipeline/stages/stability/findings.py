@@ -102,7 +102,8 @@ def _which(place: Row, main: Mapping[str, Row]) -> str:
     if clear == 0.0:
         return (
             f"No point plans clearly better than random actions {protocol}: "
-            f"the best, {name}, reaches {percent(best['value'])} {against}."
+            f"{name}{', the best,' if main['best_point']['n'] > 1 else ''} reaches "
+            f"{percent(best['value'])} {against}."
         )
     if best["ci_low"] is not None:
         interval = f"95 % t interval {span(best)} over {count(best['n'], 'seed')}"
@@ -110,7 +111,8 @@ def _which(place: Row, main: Mapping[str, Row]) -> str:
         interval = "one seed, so no interval"
     else:
         interval = f"all {best['n']} seeds equal, so no interval"
-    text = f"{_sentence(name)} plans best {protocol}: {percent(best['value'])} success ({interval})"
+    verb = "plans best" if main["best_point"]["n"] > 1 else "plans"
+    text = f"{_sentence(name)} {verb} {protocol}: {percent(best['value'])} success ({interval})"
     if against:
         text += f", {against}"
     return f"{text}; {main['plateau_low']['text']}."
@@ -152,8 +154,9 @@ def figures(
     every = stability.filter(*same, pl.col("runs") == "all")
     best = main.get("best_point", {})
     texts = {
-        "finding_latents": _latents(
-            tables["trials"].filter(*same), tables["latents"].filter(*same)
+        "finding_latents": _joined(
+            _latents(tables["trials"].filter(*same), tables["latents"].filter(*same)),
+            _copying(every, best),
         ),
         "finding_curves": _curves(every),
         "finding_probing": _probing(every, best),
@@ -188,6 +191,26 @@ def _latents(trials: pl.DataFrame, latents: pl.DataFrame) -> str:
     ]
     rest = " and nowhere else" if bad.height < counted.height else ""
     return f"The latent space collapses at {listed(parts)}{rest}"
+
+
+def _copying(every: pl.DataFrame, best: Row) -> str:
+    """What the predictor is worth: its held-out error against that of copying the last frame."""
+    ratios = every.filter(
+        pl.col("metric") == "copy_ratio", pl.col("point").eq_missing(pl.lit(best.get("point")))
+    )
+    if ratios.is_empty() or not best or ratios["mean"][0] is None:
+        return ""
+    row = ratios.row(0, named=True)
+    interval = f" ({span(row)}, t over {count(row['num_seeds'], 'seed')})"
+    return (
+        f"at {best['text']} the next embedding is predicted with {percent(row['mean'])} of the error of "
+        f"copying the last one{interval if row['ci_low'] is not None else ''}"
+    )
+
+
+def _joined(*parts: str) -> str:
+    said = "; ".join(part for part in parts if part)
+    return said[:1].upper() + said[1:] if said and not said.startswith("λ") else said
 
 
 def _curves(every: pl.DataFrame) -> str:

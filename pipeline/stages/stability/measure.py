@@ -14,6 +14,7 @@ PLACE = ("protocol", "planner", "eval_point", "layer", "target", "probe", "event
 RATES = frozenset({"success"})
 LOWER_IS_BETTER = frozenset(
     {"pred_loss", "val_pred_loss", "sigreg_loss", "probe_mse", "epps_pulley", "final_distance"}
+    | {"copy_ratio"}
 )
 _POSITIVE = (0.0, float("inf"))
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -56,7 +57,7 @@ def run_values(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     frames = [
         _success(tables["planning"]),
         _final_losses(tables["curves"]),
-        _melt(tables["latents"], _LATENTS, ("layer",)),
+        _melt(_with_copy_ratio(tables["latents"]), _LATENTS, ("layer",)),
         _probes(tables["probing"]),
         _surprise(tables["surprise"]),
     ]
@@ -71,7 +72,15 @@ def run_values(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     return pl.concat([values, _diverged(tables["trials"], values)])
 
 
-_LATENTS = ("effective_rank", "mean_std", "min_std", "epps_pulley", "isotropy", "straightness")
+_LATENTS = (
+    *("effective_rank", "mean_std", "min_std", "epps_pulley", "isotropy", "straightness"),
+    "copy_ratio",
+)
+
+
+def _with_copy_ratio(latents: pl.DataFrame) -> pl.DataFrame:
+    """Prediction error over that of copying the last frame; a model that learnt is below 1."""
+    return latents.with_columns(copy_ratio=pl.col("pred_error") / pl.col("copy_error"))
 
 
 def _fit(frame: pl.DataFrame) -> pl.DataFrame:

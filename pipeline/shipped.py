@@ -1,0 +1,96 @@
+"""The TOML files that ship with us: sweeps, profiles, protocols; found after any kind of install."""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lewm.config import nearest
+
+PROFILE_KEYS = {"about", "set", "env", "method", "estimate"}
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dict.
+
+    Raises:
+        ValueError: unreadable, or a syntax error with its line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def package_folder() -> Path:
+    """The installed `sweeps` folder: package data without Python."""
+    import sweeps
+
+    return next(Path(path) for path in sweeps.__path__ if (Path(path) / "profiles").is_dir())
+
+
+def find_sweep(name: str) -> Path:
+    """The TOML of a sweep: a path that ends in `.toml`, or the name of one that ships with us."""
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise ValueError(f"no such sweep file: {name}")
+        return Path(name)
+    return _shipped(package_folder(), name, "sweep", hidden={"published"})
+
+
+def load_profile(name: str) -> dict[str, Any]:
+    """A profile's TOML."""
+    table = load_toml(_shipped(package_folder() / "profiles", name, "profile"))
+    check_keys(table, PROFILE_KEYS, f"profile {name!r}")
+    for env in table.get("env", {}):
+        choice(env, env_names(), f"profile {name!r}: env")
+    return table
+
+
+def layers(profile: Mapping[str, Any], env: str, method: str) -> list[dict[str, Any]]:
+    """A profile's settings for one environment and method, the more special later."""
+    per_env = profile.get("env", {}).get(env, {})
+    per_method = profile.get("method", {}).get(method, {})
+    both = per_env.get("method", {}).get(method, {})
+    return [table.get("set", {}) for table in (profile, per_env, per_method, both)]
+
+
+def env_names() -> list[str]:
+    """Environments with evaluation protocols: those that a sweep can name."""
+    return sorted(path.stem for path in (package_folder() / "protocols").glob("*.toml"))
+
+
+def load_protocols(env: str) -> dict[str, dict[str, Any]]:
+    """The evaluation protocols of an environment, by name."""
+    return load_toml(_shipped(package_folder() / "protocols", env, "protocols of environment"))
+
+
+def _shipped(folder: Path, name: str, what: str, hidden: Iterable[str] = ()) -> Path:
+    known = {path.stem: path for path in folder.glob("*.toml") if path.stem not in hidden}
+    return known[choice(name, known, what)]
+
+
+def check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Refuses a table with a key that is not known.
+
+    Raises:
+        ValueError: names the key and the nearest known one.
+    """
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+
+
+def choice(name: Any, known: Iterable[str], where: str) -> str:
+    """The name, if it is one of the known.
+
+    Raises:
+        ValueError: it is not; names the nearest and lists the known ones.
+    """
+    if name not in known:
+        raise ValueError(
+            f"{where}: unknown {name!r}{nearest(str(name), known)}; known: {', '.join(sorted(known))}"
+        )
+    return str(name)

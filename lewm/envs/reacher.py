@@ -157,7 +157,10 @@ class ReacherEnv(Env):
         return self.render_state(self.get_state())
 
     def render_state(
-        self, state: Array, arm_colour: tuple[float, float, float, float] | None = None, **options: Any
+        self,
+        state: Array,
+        arm_colour: tuple[float, float, float, float] | None = None,
+        **options: Any,
     ) -> npt.NDArray[np.uint8]:
         """The frame of any state, with the arm in any colour (r, g, b, a in 0..1)."""
         if options:
@@ -256,7 +259,9 @@ class ReacherEnv(Env):
         wrist = np.clip((angles[:, 1] + WRIST_LIMIT) / (2 * WRIST_LIMIT) * 12, 0, 11).astype(int)
         tips = np.floor(fingertip(angles) / 0.04).astype(int)
         grid = [(x, y) for x in range(-6, 6) for y in range(-6, 6)]
-        inside = {c for c in grid if 0.06 < math.hypot(0.04 * c[0] + 0.02, 0.04 * c[1] + 0.02) < 0.22}
+        inside = {
+            c for c in grid if 0.06 < math.hypot(0.04 * c[0] + 0.02, 0.04 * c[1] + 0.02) < 0.22
+        }
         visited = set(map(tuple, tips.tolist()))
         return {
             "joint_cells_visited": len(set(zip(shoulder.tolist(), wrist.tolist()))) / 144,

@@ -118,15 +118,15 @@ def test_gymnasium_contract_and_workers_without_rendering():
 def test_rules_of_the_protocols(env):
     goal = np.array([0.5, 1.0, 0.0, 0.0])
     env.set_goal(goal)
-    turned = goal + [2 * np.pi, 0, 0, 0]
+    turned = goal + np.array([2 * np.pi, 0, 0, 0])
     for name, pose, expected in (
-        ("paper", goal + [0.04, -0.04, 1, 1], True),
-        ("paper", goal + [0.06, 0, 0, 0], False),
+        ("paper", goal + np.array([0.04, -0.04, 1, 1]), True),
+        ("paper", goal + np.array([0.06, 0, 0, 0]), False),
         ("paper", turned, False),
         ("moderate", turned, True),
-        ("moderate", goal + [0, 2 * np.pi, 0, 0], False),
+        ("moderate", goal + np.array([0, 2 * np.pi, 0, 0]), False),
         ("strict", turned, True),
-        ("strict", goal + [0.05, 0.0, 0, 0], False),
+        ("strict", goal + np.array([0.05, 0.0, 0, 0]), False),
     ):
         env.set_state(pose)
         assert env.success(rule(name)) is expected, (name, pose)
@@ -184,7 +184,9 @@ def test_without_opengl_it_steps_and_says_in_one_line_what_drawing_needs():
         "except ValueError as error: print(error)"
     )
     environment = {**os.environ, "MUJOCO_GL": "disabled"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0 and done.stdout.count("\n") == 1
     assert "libegl1" in done.stdout and "MUJOCO_GL" in done.stdout
 

@@ -11,7 +11,7 @@ help:  ## this list
 
 $(BIN)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[envs,lance,test]'
 	@touch $@
 
 install: $(BIN)/installed  ## creates .venv and installs the project

@@ -9,6 +9,7 @@ Shapes: B slots of a chunk, E episodes, T context frames, H planned blocks, A ac
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor
 from lewm.config import PlanningConfig
 from lewm.data.clips import Normaliser, prepare_frames
 from lewm.envs import Env
+from lewm.manifest import Manifest, Pair
 from lewm.methods import Cost, Method
 from lewm.planners import Planner
-from lewm.protocol import Manifest, Pair, Protocol
+from lewm.protocol import Protocol
 
 Array = npt.NDArray[Any]
 
@@ -104,18 +106,35 @@ def run_planner(
         steps = plan_BHA.numpy().reshape(len(plan_BHA), -1, chunk.action_dim)
         return steps if planner.raw or agent is None else agent.normaliser.invert(steps)
 
-    with torch.no_grad():
+    with torch.no_grad(), nullcontext() if agent is None else _frozen(agent.method):
         return _run(manifest, plan, config.chunk, action_block, agent=agent)
 
 
+@contextmanager
+def _frozen(method: Method) -> Iterator[None]:
+    """Meanwhile no gradient of a planner's cost reaches the weights, nor is anything kept for it."""
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
 def run_recorded(manifest: Manifest) -> Outcomes:
-    """The oracle: the recorded actions from start to goal are replayed, then the episode ends."""
+    """The oracle: the recorded actions are replayed, then the episode ends.
+
+    They lead from start to goal and go on for `hold` - 1 steps, as long as success must last there, but
+    not beyond the budget. Where the oracle fails, holding was not recorded, or the replay is inexact.
+    """
 
     def replay(chunk: "_Chunk") -> Array:
         return np.stack([chunk.padded[slot].pair.actions for slot in range(len(chunk.padded))])
 
-    offset = manifest.protocol.goal_offset
-    return _run(manifest, replay, 1, action_block=offset, budget=offset)
+    steps = min(manifest.protocol.recorded_steps, manifest.protocol.budget)
+    return _run(manifest, replay, 1, action_block=steps, budget=steps)
 
 
 class _Episode:

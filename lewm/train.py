@@ -174,19 +174,18 @@ def _save(
         report(step, values)
 
 
-@lru_cache(maxsize=1)
-def _epoch_order(seed: int, epoch: int, num_clips: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng((seed, epoch)).permutation(num_clips)
-
-
 def _batches(run: Run, first: int) -> Iterator[Batch]:
     """Batches of steps `first` .. num_steps - 1; an epoch's last short batch is dropped."""
     size, seed = run.config.optim.batch_size, run.config.seed
     steps_per_epoch = len(run.data) // size
 
+    @lru_cache(maxsize=1)
+    def order_of(epoch: int) -> npt.NDArray[np.int64]:
+        return run.data.order(np.random.default_rng((seed, epoch)))
+
     def load(step: int) -> tuple[Tensor, Tensor]:
         epoch, position = divmod(step, steps_per_epoch)
-        order = _epoch_order(seed, epoch, len(run.data))
+        order = order_of(epoch)
         return run.data.get(order[position * size : (position + 1) * size])
 
     if run.device.type == "cpu":

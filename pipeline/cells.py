@@ -7,6 +7,7 @@ redoes none. A cell is done when its marker says so and its Parquet part is whol
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,12 +70,14 @@ def dataset_name(config: Config, fingerprint: str | None) -> str:
 def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path]) -> Manifests:
     """Every manifest the sweep's planning cells need, made once and kept in the storage."""
     from lewm.data.episodes import EpisodeFile
-    from lewm.protocol import make_manifest, protocol_from_dict
+    from lewm.manifest import make_manifest
+    from lewm.protocol import protocol_from_dict
 
     for config, want in _wanted_manifests(spec):
         if _stored_hash(storage, want.key) is None:
             protocol = protocol_from_dict(config.data.env, want.name, want.protocol)
-            with EpisodeFile(datasets[dataset_name(config, spec.fingerprint)]) as episodes:
+            path = datasets.get(dataset_name(config, spec.fingerprint))
+            with nullcontext() if path is None else EpisodeFile(path) as episodes:
                 manifest = make_manifest(
                     protocol, want.eval_seed, want.num_pairs, config.data, episodes
                 )
@@ -100,7 +103,7 @@ def known_manifests(spec: Spec, storage: Storage) -> Manifests:
 
 def _stored_hash(storage: Storage, key: str) -> str | None:
     """The hash of a manifest in the storage; None if it is missing or torn, and so to be made again."""
-    from lewm.protocol import Manifest
+    from lewm.manifest import Manifest
 
     try:
         return Manifest.from_json(storage.path(key).read_text()).hash

@@ -4,10 +4,15 @@ python -m pipeline.collect two_room --episodes 500                    into ./run
 python -m pipeline.collect two_room --episodes 10000 --image-size 224 the published size
 python -m pipeline.collect two_room --episodes 50 --workers 1         in this process, without Ray
 python -m pipeline.collect two_room --episodes 500 --out data.h5      a file of your own choice
+python -m pipeline.collect push_t --policy weak+pusher                each episode by one of the two
+python -m pipeline.collect cube --render-quality fast                 no shadows: five times as fast
+python -m pipeline.collect --repack published.h5                      rewrites a published file (HDF5
+                                                                      or Lance) once, for fast reading
 
 The same command again goes on where it was interrupted. Every episode is a pure function of the seed
 and its number, so the content hash is the same for any number of workers. Train on a file with
-`python -m pipeline.sweep lambda --dataset FILE`; a sweep collects what it needs by itself.
+`python -m pipeline.sweep lambda --dataset FILE`; a sweep collects what it needs by itself. A repacked file
+has the content of its source, which is only read; JPEG frames of Lance copies are decoded for good.
 """
 
 import argparse
@@ -26,10 +31,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lewm.config import RECIPE_VERSION, Config, dataset_id, make_config
+from lewm.config import RECIPE_VERSION, Config, DataConfig, dataset_id, make_config
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import PIXELS, EpisodeFile, content_hash, write_episodes
 from lewm.envs import ENVS, env_class, make_env
+from pipeline.repack import file_state, repack_file
+from pipeline.shipped import layers, load_profile
 from pipeline.storage import Lease, Storage
 
 PART_EPISODES = 25
@@ -70,7 +77,7 @@ def check_dataset(path: Path) -> str:
         ValueError: the file is broken, or its content is not what the sheet says.
     """
     sheet = read_sheet(path)
-    if sheet is not None and path.is_file() and sheet["file"] == _file_state(path):
+    if sheet is not None and path.is_file() and sheet["file"] == file_state(path):
         return str(sheet["content_hash"])
     found = content_hash(path)
     if sheet is not None and found != sheet["content_hash"]:
@@ -97,8 +104,10 @@ def collect(config: Config, target: Path, num_workers: int, stop: Stop | None = 
     console = Console(stderr=True)
     name = dataset_id(config)
     _obey(stop)
-    env = make_env(config.data.env, image_size=config.model.image_size)
-    env.make_behaviour(config.data.policy, np.random.default_rng(0))
+    data = config.data
+    env = make_env(data.env, image_size=config.model.image_size, render_quality=data.render_quality)
+    env.make_behaviour(data.policy, np.random.default_rng(0))
+    env.close()
     folder = Storage(target.parent)
     folder.check_writable()
     lease = Lease(folder, f"{name}.owner.json")
@@ -245,11 +254,6 @@ def _episodes_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from part.episodes()
 
 
-def _file_state(path: Path) -> dict[str, int]:
-    state = path.stat()
-    return {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
-
-
 def _datasheet(config: Config, path: Path, digest: str) -> dict[str, Any]:
     """What the file holds, where it came from, and how well it covers the world."""
     data = config.data
@@ -260,6 +264,8 @@ def _datasheet(config: Config, path: Path, digest: str) -> dict[str, Any]:
             "dataset_id": dataset_id(config),
             "env": data.env,
             "policy": data.policy,
+            "policy_shares": policy_shares(data.policy),
+            "render_quality": data.render_quality,
             "collect_seed": data.collect_seed,
             "max_steps": data.max_steps,
             "recipe_version": RECIPE_VERSION,
@@ -271,8 +277,22 @@ def _datasheet(config: Config, path: Path, digest: str) -> dict[str, Any]:
             "columns": list(file.columns),
             "coverage": coverage,
             "content_hash": digest,
-            "file": _file_state(path),
+            "file": file_state(path),
         }
+
+
+def policy_shares(policy: str) -> dict[str, float]:
+    """The probability with which each policy of a mixture `a+b` makes an episode."""
+    parts = policy.split("+")
+    return {name: parts.count(name) / len(parts) for name in dict.fromkeys(parts)}
+
+
+def default_policy(env: str) -> str:
+    """What the quick profile collects an environment with."""
+    chosen: dict[str, Any] = {}
+    for layer in layers(load_profile("quick"), env, "lewm"):
+        chosen |= layer
+    return str(chosen.get("data.policy", DataConfig().policy))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -291,9 +311,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Exit codes: 0 complete, 2 bad input, 130/143 interrupted.",
     )
     add = parser.add_argument
-    add("env", help=f"environment: {', '.join(sorted(ENVS))}")
+    add("env", nargs="?", help=f"environment: {', '.join(sorted(ENVS))}")
     add("--episodes", type=int, default=500, help="number of episodes (default: 500)")
-    add("--policy", default="expert", help="behaviour policy (default: expert)")
+    add("--policy", help="behaviour policy, or a mixture a+b (default: that of the quick profile)")
+    add("--render-quality", default="exact", help="exact, or fast (reacher, cube) without shadows")
     add("--image-size", type=int, default=64, help="pixels per side of a frame (default: 64)")
     add("--max-steps", type=int, default=100, help="longest episode, in steps (default: 100)")
     add("--seed", type=int, default=3072, help="seed of the collection (default: 3072)")
@@ -301,16 +322,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
     add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
     add("--out", help="file to write, instead of <storage>/datasets/<name>.h5")
-    return parser.parse_args(argv)
+    add("--repack", metavar="FILE", help="rewrite this dataset instead of collecting one")
+    args = parser.parse_args(argv)
+    if (args.env is None) == (args.repack is None):
+        parser.error("give either an environment or --repack FILE")
+    return args
 
 
 def _config_of(args: argparse.Namespace) -> Config:
+    env_class(args.env)
     if args.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
     return make_config(
         {
             "data.env": args.env,
-            "data.policy": args.policy,
+            "data.policy": args.policy or default_policy(args.env),
+            "data.render_quality": args.render_quality,
             "data.num_episodes": args.episodes,
             "data.max_steps": args.max_steps,
             "data.collect_seed": args.seed,
@@ -319,6 +346,27 @@ def _config_of(args: argparse.Namespace) -> Config:
             "model.patch_size": args.image_size,
         }
     )
+
+
+def _tell(out: Console, target: Path, spent: str, sheet: dict[str, Any]) -> None:
+    out.print(f"dataset       {target}  ({spent})", markup=False)
+    for key in ("num_episodes", "num_rows", "mean_length", "content_hash"):
+        out.print(f"{key:13s} {sheet[key]}", markup=False)
+
+
+def _repack(args: argparse.Namespace, out: Console, err: Console, stop: Stop) -> int:
+    source = Path(args.repack)
+    name = f"datasets/{source.stem}-repacked.h5"
+    target = Path(args.out).absolute() if args.out else Storage(args.storage).path(name)
+    began = time.time()
+    sheet, made = repack_file(source, target, err, stop)
+    spent = f"repacked in {time.time() - began:.0f} s" if made else "there already"
+    _tell(out, target, spent, sheet)
+    out.print(f"frames        {sheet['frames']}", markup=False)
+    if sheet["left_out"]:
+        out.print(f"left out      {', '.join(sheet['left_out'])} (no numbers)", markup=False)
+    out.print(f"train on it   python -m pipeline.sweep lambda --dataset {target}", markup=False)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -338,6 +386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     listen()
     try:
         args = parse(argv)
+        if args.repack is not None:
+            return _repack(args, out, err, lambda: bool(received))
         config = _config_of(args)
         name = f"datasets/{dataset_id(config)}.h5"
         target = Path(args.out).absolute() if args.out else Storage(args.storage).path(name)
@@ -351,9 +401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sheet = read_sheet(target)
         assert sheet is not None
         spent = f"collected in {time.time() - began:.0f} s" if made else "there already"
-        out.print(f"dataset       {target}  ({spent})", markup=False)
-        for key in ("num_episodes", "num_rows", "mean_length", "content_hash"):
-            out.print(f"{key:13s} {sheet[key]}", markup=False)
+        _tell(out, target, spent, sheet)
         out.print(f"coverage      {json.dumps(sheet['coverage'])}", markup=False)
         return 0
     except KeyboardInterrupt:

@@ -156,6 +156,8 @@ class _Invocation:
         """Collects or checks every dataset the trials name."""
         from pipeline.collect import check_dataset, ensure_dataset
 
+        if not self.spec.needs_data:
+            return
         wanted = {dataset_name(t.config, self.spec.fingerprint): t.config for t in self.spec.trials}
         for name, config in wanted.items():
             if config.data.dataset is None:
@@ -182,8 +184,8 @@ class _Invocation:
             config_json=trial.config.model_dump_json(),
             point=trial.point,
             storage=str(self.storage.root),
-            dataset=str(self.datasets[name]),
-            dataset_hash=self.hashes[name],
+            dataset=str(self.datasets.get(name, "")),
+            dataset_hash=self.hashes.get(name, "none"),
             profile=self.spec.profile,
             git_commit=self.commit,
             tracker=tracker,

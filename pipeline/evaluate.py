@@ -2,6 +2,8 @@
 
     python -m pipeline.evaluate lambda                 what is missing of the sweep's stages
     python -m pipeline.evaluate lambda --only probing  one stage
+    python -m pipeline.evaluate --weights DIR --env push_t --protocol paper,strict --dataset FILE
+                                                       a released checkpoint, without any sweep
 
 A cell is trial x stage x one resolved stage config. Its Parquet part is written first, its marker
 (`<stage>-<cell_id>.json`) last; a cell without a whole part and marker is done again.
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lewm.config import Config
+from pipeline import released
+from pipeline.arguments import parse_assignment
 from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
+from pipeline.released import FOLDER
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
 from pipeline.tables import STAGE_SCHEMAS, write_part
@@ -63,7 +68,7 @@ def run_cells(task: EvaluateTask) -> int:
 
 
 def _read_manifest(storage: Storage, cell: Cell) -> Any:
-    from lewm.protocol import Manifest
+    from lewm.manifest import Manifest
 
     assert cell.manifest is not None
     return Manifest.from_json(storage.path(cell.manifest).read_text())
@@ -72,18 +77,17 @@ def _read_manifest(storage: Storage, cell: Cell) -> Any:
 def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]:
     import torch
 
-    from lewm.checkpoint import load_method
     from lewm.data.episodes import EpisodeFile
     from lewm.train import pick_device
     from pipeline.stages import load_stage
     from pipeline.stages.loaded import LoadedTrial
 
-    assert task.config_json is not None and task.dataset is not None
+    assert task.config_json is not None
     config = Config.model_validate_json(task.config_json, strict=False)
     torch.set_num_threads(config.optim.num_threads)
     device = pick_device(config.run.device)
-    path = storage.path(f"trials/{task.trial_id}/checkpoint.pt")
-    _, method, normaliser, _ = load_method(path, device)
+    episodes = None if task.dataset is None else EpisodeFile(Path(task.dataset))
+    method, normaliser = _load(storage.path(f"trials/{task.trial_id}"), device, episodes)
     manifests = {
         (cell.config["protocol"], cell.config["eval_seed"]): _read_manifest(storage, cell)
         for cell in task.cells
@@ -93,11 +97,29 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
         config=config,
         method=method,
         normaliser=normaliser,
-        episodes=EpisodeFile(Path(task.dataset)),
+        data=episodes,
         device=device,
         manifests=manifests,
     )
     return lambda cell: load_stage(cell.stage)(trial, cell.config)
+
+
+def _load(folder: Path, device: Any, episodes: Any) -> tuple[Any, Any]:
+    """Method and normaliser of a trial, trained by us or released.
+
+    A release without a normaliser of its own gets one fitted to all actions of the data file, as
+    published.
+    """
+    from lewm.checkpoint import load_method
+    from lewm.data.clips import Normaliser
+    from lewm.released import load_normaliser, load_released
+
+    if not (folder / FOLDER).is_dir():
+        _, method, normaliser, _ = load_method(folder / "checkpoint.pt", device)
+        return method, normaliser
+    _, method = load_released(folder / FOLDER)
+    known = load_normaliser(folder / FOLDER)
+    return method.to(device), known or Normaliser.fit(episodes.read("action"))
 
 
 def _floor_runner(task: EvaluateTask) -> Callable[[Cell], Any]:
@@ -133,7 +155,8 @@ def missing_tasks(
             if (only is None or cell.stage in only) and not is_done(storage, cell)
         )
         if cells:
-            data = str(datasets[dataset_name(trial.config, spec.fingerprint)])
+            path = datasets.get(dataset_name(trial.config, spec.fingerprint))
+            data = None if path is None else str(path)
             tasks.append(
                 EvaluateTask(root, data, trial.config.model_dump_json(), trial.trial_id, cells)
             )
@@ -177,29 +200,75 @@ def run_tasks(
             on_done(task, error)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; see the module's docstring."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.evaluate",
-        description="Evaluate what is missing of a sweep that was begun; trains nothing.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Evaluates what is missing of a sweep that was begun, or a released checkpoint "
+        "(a folder with config.json and weights.pt); trains nothing.",
+        epilog="DIR comes from the authors, or from `python -m lewm.released export`; the latter carries "
+        "the units of its actions (normaliser.json) and what it was trained on (training.json).",
     )
-    parser.add_argument("sweep", help="a sweep's folder name, or the start of it")
-    parser.add_argument("--storage", default="runs", help="where the sweep lives (default: runs)")
-    parser.add_argument("--only", help="comma-separated stages")
-    parser.add_argument("--address", help="an existing Ray cluster: auto or host:port")
-    args = parser.parse_args(argv)
-    from pipeline import driver, record
+    add = parser.add_argument
+    add("sweep", nargs="?", help="a sweep's folder name, or the start of it")
+    add("--storage", default="runs", help="where the sweep lives (default: runs)")
+    add("--only", help="comma-separated stages")
+    add("--address", help="an existing Ray cluster: auto or host:port")
+    add("--weights", metavar="DIR", type=Path, help="a released checkpoint instead of a sweep")
+    add("--env", help="its environment")
+    add("--profile", help="settings of data and planner (default: paper)")
+    add("--protocol", metavar="NAME,...", help="protocols to plan under (default: the profile's)")
+    add("--dataset", metavar="FILE", type=Path, help="the file it was trained on")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
+    return parser.parse_args(argv)
+
+
+FOR_WEIGHTS = ("env", "profile", "protocol", "dataset", "set")
+
+
+def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
+    """The sweep to evaluate: a stored one, or the one made of a released checkpoint."""
+    from pipeline import record
     from pipeline.report import find_sweep_dir
 
+    if args.weights is None:
+        for name in FOR_WEIGHTS:
+            if getattr(args, name):
+                raise ValueError(f"--{name} goes with --weights; a sweep brings its own")
+        if args.sweep is None:
+            raise ValueError("name a sweep, or a released checkpoint with --weights DIR --env NAME")
+        return record.load(storage, find_sweep_dir(args.sweep, storage.root).name)
+    if args.sweep is not None or args.env is None:
+        raise ValueError("--weights needs --env NAME, and no sweep beside it")
+    request = released.Request(
+        weights=args.weights,
+        env=args.env,
+        profile=args.profile or "paper",
+        protocols=tuple(args.protocol.split(",")) if args.protocol else None,
+        dataset=args.dataset,
+        overrides=dict(parse_assignment(text) for text in args.set),
+    )
+    spec = released.resolve(request)
+    storage.check_writable()
+    released.store(spec, storage, args.weights)
+    return spec
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; see the module's docstring."""
+    from pipeline import driver
+
+    args = parse(argv)
+    command = " ".join(["python -m pipeline.evaluate", *(sys.argv[1:] if argv is None else argv)])
     try:
         storage = Storage(args.storage)
-        spec = record.load(storage, find_sweep_dir(args.sweep, storage.root).name)
+        spec = _spec_of(args, storage)
         only = tuple(args.only.split(",")) if args.only else None
         for stage in only or ():
             if stage not in spec.stages:
                 known = ", ".join(spec.stages)
                 raise ValueError(f"--only: {stage!r} is not a stage of this sweep; known: {known}")
-        command = f"python -m pipeline.evaluate {args.sweep} --storage {args.storage}"
         options = driver.Options(command, args.address, only=only, train=False)
         return driver.run(spec, storage, options)
     except ValueError as error:

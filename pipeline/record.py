@@ -38,8 +38,7 @@ def merge(spec: Spec, storage: Storage) -> Spec:
 def stored_trials(stored: Mapping[str, Any]) -> list[Trial]:
     """The trials that a `sweep.json` lists."""
     return [
-        specs.make_trial(_config(row["config"]), row["point"], stored["fingerprint"])
-        for row in stored["trials"]
+        Trial(row["trial_id"], _config(row["config"]), row["point"]) for row in stored["trials"]
     ]
 
 
@@ -56,7 +55,16 @@ def load(storage: Storage, folder: str) -> Spec:
     stored = storage.read_json(f"sweeps/{folder}/sweep.json")
     if stored is None:
         raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.root}")
-    plain = ("name", "question", "profile", "folder", "base", "fingerprint")
+    plain = (
+        "name",
+        "question",
+        "profile",
+        "folder",
+        "base",
+        "fingerprint",
+        "released",
+        "knows_lam",
+    )
     return Spec(
         **{key: stored[key] for key in plain},
         stages=tuple(stored["stages"]),
@@ -91,6 +99,8 @@ def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> Non
         "stages": list(spec.stages),
         "base": spec.base,
         "fingerprint": spec.fingerprint,
+        "released": spec.released,
+        "knows_lam": spec.knows_lam,
         "worlds": [
             {
                 "method": world.method,

@@ -30,7 +30,7 @@ def keys_of(spec: Spec, trial: Trial) -> Row:
         "env": config.data.env,
         "profile": spec.profile,
         "point": trial.point,
-        "lam": config.loss.lam,
+        "lam": config.loss.lam if spec.knows_lam else None,
         "seed": config.seed,
     }
 

@@ -91,7 +91,11 @@ class World:
 
 @dataclass(frozen=True)
 class Spec:
-    """A sweep, fully resolved; `base` is what its trials share, and may not change between invocations."""
+    """A sweep, fully resolved; `base` is what its trials share, and may not change between invocations.
+
+    With `released` its one trial is a released checkpoint (`pipeline.released`); then `knows_lam` says
+    whether λ and seed of its training are known.
+    """
 
     name: str
     question: str
@@ -102,6 +106,18 @@ class Spec:
     trials: tuple[Trial, ...]
     base: dict[str, Any]
     fingerprint: str | None
+    released: bool = False
+    knows_lam: bool = True
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether anything is to be read from a data file: not for pairs that are generated."""
+        protocols = [table for world in self.worlds for table in world.protocols.values()]
+        return (
+            not self.released
+            or bool(set(self.stages) - {"planning", "examples"})
+            or any(table["episodes"] == "train" for table in protocols)
+        )
 
     @property
     def points(self) -> list[str]:
@@ -291,11 +307,6 @@ def _make_trial(overrides: Overrides, grid: Mapping[str, Any], fingerprint: str 
     config = make_config(overrides)
     flat = flatten(config)
     return Trial(trial_id(config, fingerprint), config, canonical({key: flat[key] for key in grid}))
-
-
-def make_trial(config: Config, point: str, fingerprint: str | None) -> Trial:
-    """The trial of a stored config, as `sweep.json` keeps them."""
-    return Trial(trial_id(config, fingerprint), config, point)
 
 
 def _joint_base(bases: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
                 else text.DASH,
                 text.percent(oracle.get("value")),
                 {1.0: "yes", 0.0: "no"}.get(clear, text.DASH),
-                text.percent(copying[0]["mean"]) if copying else text.DASH,
+                f"{text.number(copying[0]['mean'], 2)} ×" if copying else text.DASH,
             ]
         )
     return rows

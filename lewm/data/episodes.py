@@ -1,6 +1,6 @@
 """Episode files: HDF5 in the published layout, read from anyone, written with one frame per chunk.
 
-Layout (facts §9.1): one dataset per column, first axis = the steps of all episodes one after another;
+A frame is the fastest to reach in a chunk of its own; `lewm.data.repack` rewrites a file that way. Layout (facts §9.1): one dataset per column, first axis = the steps of all episodes one after another;
 `ep_len` (E,) and `ep_offset` (E,); `pixels` (N, H, W, 3) uint8; `action` (N, A), where action[t] leaves
 frame t and the last action of an episode is NaN; `episode_idx`, `ep_idx` or neither. Names of nested
 groups are read with `_` for `/`.
@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import h5py
 import hdf5plugin
@@ -26,9 +26,27 @@ PIXELS = "pixels"
 INDEX_COLUMNS = ("episode_idx", "ep_idx")
 EPISODE_TABLES = ("ep_len", "ep_offset")
 FILLED_IN = (*INDEX_COLUMNS, *EPISODE_TABLES, "step_idx")
+STATE_COLUMNS = ("state", "proprio", "qpos", "qvel", "observation")
+"""Columns that must be finite throughout; others, such as `reward`, are often NaN at the ends."""
 FINGERPRINT_FRAMES = 1000
 BLOCK_ROWS = 256
 """Frames handed to or asked from HDF5 at once."""
+
+
+class Source(Protocol):
+    """Whatever holds episodes as columns of rows: an `EpisodeFile`, or a reader of another format."""
+
+    columns: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Stored columns that are no numbers, and so are not read."""
+    num_rows: int
+    image_size: int
+    ep_len: npt.NDArray[np.int64]
+    ep_offset: npt.NDArray[np.int64]
+
+    def read(self, column: str, rows: Array | Sequence[int] | None = None) -> Array:
+        """Values of a column at the given rows, in their order; all rows by default."""
+        ...
 
 
 class EpisodeFile:
@@ -39,7 +57,8 @@ class EpisodeFile:
 
     Raises:
         ValueError: no such file, truncated, columns missing or misshapen, episodes that do not tile
-            the rows, or a NaN among an episode's actions before its last.
+            the rows, or a NaN among an episode's actions before its last (in other columns it is
+            found when they are read).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -53,8 +72,9 @@ class EpisodeFile:
             raise ValueError(f"dataset {self.path}: truncated or not HDF5 ({reason})") from None
         self._cache: dict[str, Array] = {}
         try:
-            self._datasets = _columns(self._file)
+            self._datasets, self.left_out = _columns(self._file)
             self._check()
+            self.keep_decoded(0)
         except BaseException:
             self._file.close()
             raise
@@ -95,15 +115,7 @@ class EpisodeFile:
             within = np.delete(np.diff(index) != 0, starts[1:-1] - 1)
             if within.any() or np.unique(index[starts[:-1]]).size != self.num_episodes:
                 raise self._wrong(f"column {name!r} disagrees with ep_len")
-        unfinished = np.flatnonzero(~np.isfinite(self._whole("action")).all(axis=1))
-        inner = np.setdiff1d(unfinished, starts[1:] - 1)
-        if inner.size:
-            row = int(inner[0])
-            episode = int(np.searchsorted(starts, row, side="right")) - 1
-            step = row - int(starts[episode])
-            raise self._wrong(
-                f"action of episode {episode}, step {step} is not finite; only its last may be NaN"
-            )
+        check_finite(self.path, "action", self._whole("action"), self.ep_offset)
 
     def _wrong(self, what: str) -> ValueError:
         return ValueError(f"dataset {self.path}: {what}")
@@ -139,7 +151,8 @@ class EpisodeFile:
         chosen = np.arange(self.num_rows) if rows is None else self._checked(rows)
         frames = np.empty((chosen.size, *self._dataset(PIXELS).shape[1:]), dtype=np.uint8)
         try:
-            self._read_frames(chosen.reshape(-1), frames)
+            if chosen.size:
+                self._read_frames(chosen.reshape(-1), frames)
         except (OSError, RuntimeError) as error:
             raise self._wrong(f"frames do not decode ({str(error).splitlines()[0]})") from None
         return frames.reshape(*chosen.shape, *frames.shape[1:])
@@ -151,18 +164,37 @@ class EpisodeFile:
         return chosen
 
     def _read_frames(self, rows: Array, frames: Array) -> None:
-        """Decodes each chunk once: rows are grouped by chunk, single-frame chunks by runs of rows."""
-        dataset = self._dataset(PIXELS)
-        per_chunk = dataset.chunks[0] if dataset.chunks else 1
+        """Reads runs of adjoining rows, ascending, so that HDF5 decodes each chunk once."""
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
-        new_block = np.diff(ascending // (per_chunk if per_chunk > 1 else BLOCK_ROWS)) > 0
-        if per_chunk == 1:
-            new_block |= np.diff(ascending) > 1
-        for part in np.split(np.arange(rows.size), np.flatnonzero(new_block) + 1):
-            if part.size:
-                low, high = int(ascending[part[0]]), int(ascending[part[-1]]) + 1
-                frames[order[part]] = dataset[low:high][ascending[part] - low]
+        adjoining = (np.diff(ascending) == 1) & (np.diff(order) == 1)
+        starts = np.concatenate(([0], np.flatnonzero(~adjoining) + 1))
+        lengths = np.diff(np.append(starts, rows.size)).tolist()
+        stored = self._dataset(PIXELS).id
+        space = stored.get_space()
+        in_memory = {n: h5py.h5s.create_simple((n, *frames.shape[1:])) for n in set(lengths)}
+        runs = zip(ascending[starts].tolist(), order[starts].tolist(), lengths, strict=True)
+        for row, place, length in runs:
+            space.select_hyperslab((row, 0, 0, 0), (length, *frames.shape[1:]))
+            stored.read(in_memory[length], space, frames[place : place + length])
+
+    def keep_decoded(self, num_rows: int) -> None:
+        """Holds the chunks of about `num_rows` frames decoded between reads, the oldest going first.
+
+        The chunks of the last frame always are; 0 goes back to that.
+        """
+        if self._datasets[PIXELS].chunks is None:
+            return
+        dataset = self._datasets.pop(PIXELS)
+        name, chunk, access = dataset.name.encode(), dataset.chunks, dataset.id.get_access_plist()
+        counts = [math.ceil(size / part) for size, part in zip(dataset.shape, chunk, strict=True)]
+        # HDF5 evicts on a collision of its hash, which a slot for every chunk rules out
+        slots = math.prod(1 << (count - 1).bit_length() for count in counts)
+        num_chunks = (math.ceil(num_rows / chunk[0]) + 2) * math.prod(counts[1:])
+        slots = slots if num_rows else min(slots, 4096)
+        access.set_chunk_cache(slots, num_chunks * math.prod(chunk), 0.0)
+        del dataset  # an open one would keep the cache it was opened with
+        self._datasets[PIXELS] = h5py.Dataset(h5py.h5d.open(self._file.id, name, access))
 
     def _dataset(self, column: str) -> Any:
         if column not in self._datasets:
@@ -176,6 +208,8 @@ class EpisodeFile:
             except (OSError, RuntimeError) as error:
                 first = str(error).splitlines()[0]
                 raise self._wrong(f"column {column!r} does not decode ({first})") from None
+            if column in STATE_COLUMNS:
+                check_finite(self.path, column, values, self.ep_offset)
             values.setflags(write=False)
             self._cache[column] = values
         return self._cache[column]
@@ -202,19 +236,43 @@ class EpisodeFile:
         self.close()
 
 
-def _columns(file: h5py.File) -> dict[str, Any]:
-    """Every dataset of numbers by its flat name."""
+def _columns(file: h5py.File) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Every dataset of numbers by its flat name, and the names of the others."""
     found: dict[str, Any] = {}
+    others: list[str] = []
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim and item.dtype.kind in "biuf":
-            found[name.replace("/", "_")] = item
+        if isinstance(item, h5py.Dataset):
+            flat = name.replace("/", "_")
+            if item.ndim and item.dtype.kind in "biuf":
+                found[flat] = item
+            else:
+                others.append(flat)
 
     file.visititems(visit)
-    return found
+    return found, tuple(sorted(others))
 
 
-class _Digest:
+def check_finite(path: Path, column: str, values: Array, ep_offset: Array) -> None:
+    """Refuses a column with a NaN or an infinite number; an episode's last action may have one.
+
+    Raises:
+        ValueError: names the episode and the step.
+    """
+    bad = np.array(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if column == "action":
+        bad[np.append(ep_offset[1:], len(values)) - 1] = False
+    if bad.any():
+        row = int(np.argmax(bad))
+        episode = int(np.searchsorted(ep_offset, row, side="right")) - 1
+        step = row - int(ep_offset[episode])
+        hint = "; only an episode's last may be NaN" if column == "action" else ""
+        raise ValueError(
+            f"dataset {path}: {column} of episode {episode}, step {step} is not finite{hint}"
+        )
+
+
+class ColumnDigest:
     """SHA-256 over decoded columns: their names, types, row shapes and values, never their storage."""
 
     def __init__(self) -> None:
@@ -242,14 +300,20 @@ def content_hash(path: str | Path) -> str:
         ValueError: the file is broken (see `EpisodeFile`).
     """
     with EpisodeFile(path) as file:
-        digest = _Digest()
-        for name in (*file.columns, *EPISODE_TABLES):
-            if name != PIXELS:
-                digest.update(name, file._whole(name))
+        digest = numeric_digest(file)
         for start in range(0, file.num_rows, BLOCK_ROWS):
             rows = np.arange(start, min(start + BLOCK_ROWS, file.num_rows))
             digest.update(PIXELS, file.read(PIXELS, rows))
         return digest.hexdigest()
+
+
+def numeric_digest(source: Source) -> ColumnDigest:
+    """The beginning of a content hash: all columns but `pixels`."""
+    digest = ColumnDigest()
+    for name in (*source.columns, *EPISODE_TABLES):
+        if name != PIXELS:
+            digest.update(name, source.read(name))
+    return digest
 
 
 def fingerprint(path: str | Path) -> str:
@@ -262,17 +326,18 @@ def fingerprint(path: str | Path) -> str:
         ValueError: the file is broken (see `EpisodeFile`).
     """
     with EpisodeFile(path) as file:
-        digest = _Digest()
-        for name in (*file.columns, *EPISODE_TABLES):
-            if name != PIXELS:
-                digest.update(name, file._whole(name))
-        count = min(FINGERPRINT_FRAMES, file.num_rows)
-        rows = np.linspace(0, file.num_rows - 1, count).astype(np.int64)
-        for part in np.array_split(rows, math.ceil(count / BLOCK_ROWS)):
-            digest.update(PIXELS, file.read(PIXELS, part))
-        size = file.path.stat().st_size
-        text = f"{size} {file.num_rows} {file.num_episodes} {digest.hexdigest()}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return fingerprint_of(file, file.path.stat().st_size)
+
+
+def fingerprint_of(source: Source, size: int) -> str:
+    """`fingerprint` of what is open already and takes `size` bytes."""
+    digest = numeric_digest(source)
+    count = min(FINGERPRINT_FRAMES, source.num_rows)
+    rows = np.linspace(0, source.num_rows - 1, count).astype(np.int64)
+    for part in np.array_split(rows, math.ceil(count / BLOCK_ROWS)):
+        digest.update(PIXELS, source.read(PIXELS, part))
+    text = f"{size} {source.num_rows} {source.ep_len.size} {digest.hexdigest()}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_episodes(path: str | Path, episodes: Iterable[Mapping[str, Array]]) -> str:
@@ -305,7 +370,7 @@ def write_episodes(path: str | Path, episodes: Iterable[Mapping[str, Array]]) ->
 
 
 def _write(file: h5py.File, episodes: Iterable[Mapping[str, Array]]) -> str:
-    digest = _Digest()
+    digest = ColumnDigest()
     numeric: dict[str, list[Array]] = {}
     lengths: list[int] = []
     pixels: Any = None
@@ -324,7 +389,7 @@ def _write(file: h5py.File, episodes: Iterable[Mapping[str, Array]]) -> str:
             digest.update(name, values)
             numeric.setdefault(name, []).append(values)
         if pixels is None:
-            pixels = _make_pixels(file, frames)
+            pixels = make_pixels(file, 0, frames.shape[1])
         start = pixels.shape[0]
         pixels.resize(start + length, axis=0)
         pixels[start:] = frames
@@ -341,12 +406,14 @@ def _write(file: h5py.File, episodes: Iterable[Mapping[str, Array]]) -> str:
     return digest.hexdigest()
 
 
-def _make_pixels(file: h5py.File, frames: Array) -> Any:
+def make_pixels(file: h5py.File, num_rows: int, image_size: int) -> Any:
+    """The `pixels` of a new file, still to be filled: one frame per chunk, Blosc-LZ4 with shuffle."""
+    frame = (image_size, image_size, 3)
     return file.create_dataset(
         PIXELS,
-        shape=(0, *frames.shape[1:]),
-        maxshape=(None, *frames.shape[1:]),
-        chunks=(1, *frames.shape[1:]),
+        shape=(num_rows, *frame),
+        maxshape=(None, *frame),
+        chunks=(1, *frame),
         dtype=np.uint8,
         compression=hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE),
     )

@@ -96,7 +96,7 @@ class Plane:
 
 
 def corners(
-    pose: Sequence[float], part: Sequence[tuple[float, float]]
+    pose: Sequence[float] | Array, part: Sequence[tuple[float, float]]
 ) -> list[tuple[float, float]]:
     """Corners of a part of the T in the plane, at a pose (x, y, angle)."""
     x, y, angle = pose

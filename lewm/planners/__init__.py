@@ -34,10 +34,13 @@ class Planner(Protocol):
         horizon: int,
         action_dim: int,
     ) -> Tensor:
-        """(B, H, A) actions on the generators' device; no episode's plan depends on another's.
+        """(B, H, A) float32 actions on the generators' device; no episode's depend on another's.
+
+        A candidate whose cost is NaN or infinite is never chosen and moves nothing; an episode in
+        which no candidate has a finite cost is given zeros. So plans are always finite.
 
         Args:
-            cost: `cost(actions_BSHA) -> (B, S)`; None only where `raw`.
+            cost: `cost(actions_BSHA) -> (B, S)`, for any S; None only where `raw`.
             generators: one per episode, advanced by the call.
             horizon: H, blocks to plan.
             action_dim: A, numbers in a block.
@@ -47,6 +50,9 @@ class Planner(Protocol):
 
 PLANNERS: dict[str, str] = {
     "cem": "lewm.planners.cem:CEM",
+    "icem": "lewm.planners.icem:ICEM",
+    "mppi": "lewm.planners.mppi:MPPI",
+    "gradient": "lewm.planners.gradient:Gradient",
     "random": "lewm.planners.random:Random",
     "zero": "lewm.planners.random:Zero",
 }
@@ -66,3 +72,27 @@ def make_planner(config: PlanningConfig) -> Planner:
     module, _, name = PLANNERS[config.planner].partition(":")
     planner: Planner = getattr(importlib.import_module(module), name)(config)
     return planner
+
+
+def finite_cost(cost: Cost | None, planner: str) -> Cost:
+    """The cost with +inf for whatever is not finite: such a candidate comes last.
+
+    Args:
+        planner: name of who asks.
+
+    Raises:
+        ValueError: no cost.
+    """
+    if cost is None:
+        raise ValueError(f"planner {planner!r} needs a cost to search")
+
+    def price(actions_BSHA: Tensor) -> Tensor:
+        costs_BS = cost(actions_BSHA)
+        return costs_BS.where(costs_BS.isfinite(), torch.inf)
+
+    return price
+
+
+def draw_normals(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) standard normals, each episode's from its own generator."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])

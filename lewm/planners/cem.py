@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lewm.config import PlanningConfig
 from lewm.methods import Cost
+from lewm.planners import draw_normals, finite_cost
 
 
 class CEM:
@@ -42,20 +43,36 @@ class CEM:
         Raises:
             ValueError: no cost.
         """
-        if cost is None:
-            raise ValueError("planner 'cem' needs a cost to search")
-        device = generators[0].device
-        mean_BHA = torch.zeros(len(generators), horizon, action_dim, device=device)
+        price = finite_cost(cost, "cem")
+        shape = (horizon, action_dim)
+        mean_BHA = torch.zeros(len(generators), *shape, device=generators[0].device)
         std_BHA = torch.ones_like(mean_BHA)
-        shape = (self.num_samples, horizon, action_dim)
         for _ in range(self.num_iterations):
-            noise_BSHA = torch.stack(
-                [torch.randn(shape, generator=rng, device=device) for rng in generators]
-            )
+            noise_BSHA = draw_normals(generators, (self.num_samples, *shape))
             actions_BSHA = mean_BHA.unsqueeze(1) + std_BHA.unsqueeze(1) * noise_BSHA
             actions_BSHA[:, 0] = mean_BHA
-            costs_BS = cost(actions_BSHA)
-            best_BK = costs_BS.topk(self.num_elites, dim=1, largest=False).indices
-            elites_BKHA = actions_BSHA[torch.arange(len(generators)).unsqueeze(1), best_BK]
-            mean_BHA, std_BHA = elites_BKHA.mean(dim=1), elites_BKHA.std(dim=1)
+            elites_BKHA, costs_BK = cheapest(actions_BSHA, price(actions_BSHA), self.num_elites)
+            mean_BHA, std_BHA = refit(elites_BKHA, costs_BK, mean_BHA, std_BHA)
         return mean_BHA
+
+
+def cheapest(actions_BSHA: Tensor, costs_BS: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` samples of lowest cost per episode, ascending, (B, count, H, A), and their costs."""
+    costs_BK, best_BK = costs_BS.topk(count, dim=1, largest=False)
+    episodes = torch.arange(len(actions_BSHA), device=actions_BSHA.device)
+    return actions_BSHA[episodes.unsqueeze(1), best_BK], costs_BK
+
+
+def refit(
+    elites_BKHA: Tensor, costs_BK: Tensor, mean_BHA: Tensor, std_BHA: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The elites' mean and unbiased standard deviation, without those of infinite cost.
+
+    An episode left with no elite keeps its mean, one left with fewer than two its standard deviation.
+    """
+    new_mean_BHA, new_std_BHA = elites_BKHA.mean(dim=1), elites_BKHA.std(dim=1)
+    for episode in costs_BK.isinf().any(dim=1).nonzero()[:, 0].tolist():
+        left_KHA = elites_BKHA[episode, costs_BK[episode].isfinite()]
+        new_mean_BHA[episode] = left_KHA.mean(dim=0) if len(left_KHA) else mean_BHA[episode]
+        new_std_BHA[episode] = left_KHA.std(dim=0) if len(left_KHA) > 1 else std_BHA[episode]
+    return new_mean_BHA, new_std_BHA

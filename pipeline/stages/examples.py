@@ -9,8 +9,8 @@ from PIL import Image
 
 from lewm.control import run_planner
 from lewm.envs import Env
+from lewm.manifest import Pair
 from lewm.planners import make_planner
-from lewm.protocol import Pair
 from pipeline.stages.loaded import Array, LoadedTrial, planning_settings
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 

@@ -20,8 +20,8 @@ from lewm.config import Config, PlanningConfig
 from lewm.control import Agent
 from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile
+from lewm.manifest import Manifest
 from lewm.methods import Method
-from lewm.protocol import Manifest
 
 Array = npt.NDArray[Any]
 
@@ -42,16 +42,29 @@ class LoadedTrial:
     Attributes:
         method: on `device`, in evaluation mode.
         normaliser: of actions, fitted on the train split.
-        episodes: the data file the trial was trained on.
+        data: the data file the trial was trained on; None for a released checkpoint without one.
         manifests: by (protocol, eval_seed); only planning reads them.
     """
 
     config: Config
     method: Method
     normaliser: Normaliser
-    episodes: EpisodeFile
+    data: EpisodeFile | None
     device: torch.device
     manifests: Mapping[tuple[str, int], Manifest]
+
+    @property
+    def episodes(self) -> EpisodeFile:
+        """The data file.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.data is None:
+            raise ValueError(
+                "this stage reads the training file, and none is known: give --dataset"
+            )
+        return self.data
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:
         """The pairs of a planning cell.

@@ -7,8 +7,8 @@ import polars as pl
 
 from lewm.config import PlanningConfig
 from lewm.control import Outcomes, run_planner, run_recorded
+from lewm.manifest import Manifest
 from lewm.planners import make_planner
-from lewm.protocol import Manifest
 from pipeline.stages.loaded import LoadedTrial, planning_settings
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 

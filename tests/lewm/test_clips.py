@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.config import make_config
+from lewm.config import make_config, trial_id
 from lewm.data.clips import ClipData, Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.train import train
+from tests.lewm.test_train import make_episodes, read_curve, tiny
 
 torch.set_num_threads(1)
 
@@ -78,7 +80,7 @@ def test_a_clip_holds_its_frames_and_actions(file, memory):
     frames, actions = clips.get(indices)
     assert frames.shape == (4, 4, 3, SIZE, SIZE) and frames.dtype == torch.uint8
     assert actions.shape == (4, 4, 10) and actions.dtype == torch.float32
-    assert frames.is_contiguous() and not actions.isnan().any()
+    assert prepare_frames(frames).is_contiguous() and not actions.isnan().any()
     assert (frames[:, :, 2, 2, 5] == 255).all() and frames[:, :, 2].sum() == 16 * 255
     steps = frames[:, :, 1, 0, 0].numpy()
     np.testing.assert_array_equal(np.diff(steps, axis=1), 5)
@@ -136,6 +138,74 @@ def test_clip_split_overlaps_in_episodes_but_not_in_clips(file):
     assert len(train) + len(val) == sum(max(n - 19, 0) for n in LENGTHS)
     owner = np.repeat(np.arange(10), LENGTHS)
     assert set(owner[train.starts]) & set(owner[val.starts])
+
+
+def order_of(clips, *key):
+    return clips.order(np.random.default_rng(key))
+
+
+def test_full_shuffling_is_a_permutation_of_all(file):
+    clips = ClipData(file, config(), "train")
+    expected = np.random.default_rng((7, 2)).permutation(len(clips))
+    np.testing.assert_array_equal(order_of(clips, 7, 2), expected)
+
+
+@pytest.fixture(scope="module")
+def long_file(tmp_path_factory):
+    """Forty episodes of 131 steps: 53 blocks of 100 rows."""
+    pixels = np.zeros((131, SIZE, SIZE, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    made = ({"pixels": pixels, "action": rng.random((131, 2), np.float32)} for _ in range(40))
+    path = tmp_path_factory.mktemp("long") / "data.h5"
+    write_episodes(path, made)
+    with EpisodeFile(path) as opened:
+        yield opened
+
+
+def test_block_shuffling_mixes_few_blocks_at_a_time(long_file):
+    cfg = config(data__shuffle="block", data__holdout_frac=0.1)
+    clips = ClipData(long_file, cfg, "train")
+    order = order_of(clips, 7, 2)
+    np.testing.assert_array_equal(order, order_of(clips, 7, 2))
+    assert sorted(order) == list(range(len(clips)))
+    assert not np.array_equal(order, order_of(clips, 8, 2))
+    assert not np.array_equal(order, order_of(clips, 7, 3))
+    blocks = clips.starts[order] // 100
+    first = np.flatnonzero(~np.isin(blocks, blocks[: len(blocks) // 2]))[0]
+    before, after = set(blocks[:first]), set(blocks[first:])
+    assert len(before) == 32 and not before & after
+    assert len(set(blocks[:64])) > 16 and len(np.unique(np.diff(blocks[:64]))) > 16
+
+
+def test_block_order_does_not_depend_on_where_the_frames_are(long_file):
+    orders = []
+    for memory in (1.0, 0.0):
+        cfg = config(data__shuffle="block", run__pixels_in_memory_gb=memory)
+        orders.append(order_of(ClipData(long_file, cfg, "train"), 1, 1))
+    np.testing.assert_array_equal(*orders)
+
+
+def test_the_way_of_shuffling_is_part_of_a_trial_only_if_chosen():
+    assert trial_id(config()) == trial_id(config(data__shuffle="full"))
+    assert trial_id(config()) != trial_id(config(data__shuffle="block"))
+
+
+@pytest.mark.parametrize("memory", [1.0, 0.0])
+def test_training_on_blocks_resumes_exactly(tmp_path, memory):
+    write_episodes(tmp_path / "data.h5", make_episodes(6, 60))
+    settings = {"data__shuffle": "block", "run__pixels_in_memory_gb": memory}
+    cfg = tiny(**settings, optim__num_steps=50, run__checkpoint_every=5)
+
+    def stop_at(step, _):
+        if step >= 35:  # in the second epoch
+            raise InterruptedError
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(cfg, whole, tmp_path / "data.h5")
+    with pytest.raises(InterruptedError):
+        train(cfg, broken, tmp_path / "data.h5", stop_at)
+    train(cfg, broken, tmp_path / "data.h5")
+    assert read_curve(whole) == read_curve(broken)
 
 
 def test_errors(file):

@@ -8,9 +8,10 @@ from lewm.config import Config, PlanningConfig, make_config
 from lewm.control import Agent, run_planner, run_recorded
 from lewm.data.clips import Normaliser
 from lewm.envs.two_room import TwoRoomEnv
+from lewm.manifest import Manifest, make_manifest
 from lewm.methods import make_method
 from lewm.planners import make_planner
-from lewm.protocol import Manifest, make_manifest, protocol_from_dict
+from lewm.protocol import protocol_from_dict
 
 TABLE = {
     "episodes": "held_out",
@@ -163,7 +164,8 @@ def test_oracle_solves_every_pair_and_standing_still_none():
     np.testing.assert_allclose(still.final_distance, gaps)
 
 
-def test_a_known_world_model_reaches_the_goal():
+@pytest.mark.parametrize("name", ["cem", "icem", "mppi", "gradient"])
+def test_a_known_world_model_reaches_the_goal(name):
     """The loop closed with the true dynamics as the cost: planning must work if the model does."""
 
     class Oracle(torch.nn.Module):
@@ -179,7 +181,8 @@ def test_a_known_world_model_reaches_the_goal():
 
     unit = Normaliser(np.zeros(2, np.float32), np.ones(2, np.float32))
     agent = Agent(Oracle(), unit, torch.device("cpu"), 64)
-    settings = SETTINGS.model_copy(update={"num_samples": 64, "num_elites": 8, "num_iterations": 8})
+    budget = {"num_samples": 64, "num_elites": 8, "num_iterations": 8, "gradient_num_starts": 16}
+    settings = SETTINGS.model_copy(update={"planner": name, **budget})
     pairs = manifest(4)
     near = [
         dataclasses.replace(
@@ -190,6 +193,27 @@ def test_a_known_world_model_reaches_the_goal():
     pairs = dataclasses.replace(pairs, pairs=tuple(near))
     outcome = run_planner(pairs, make_planner(settings), settings, 5, agent)
     assert outcome.success.all()
+
+
+def test_gradients_stop_at_the_actions_and_weights_stay_trainable(agent, monkeypatch):
+    """The closed loop runs without gradients; the planner that needs them gets them, weights none."""
+    needed = []
+    rollout = type(agent.method).rollout
+
+    def watch(self, z_BTD, actions_BSHA):
+        needed.append([p.requires_grad for p in self.parameters()])
+        return rollout(self, z_BTD, actions_BSHA)
+
+    monkeypatch.setattr(type(agent.method), "rollout", watch)
+    frozen = next(agent.method.parameters())
+    monkeypatch.setattr(frozen, "requires_grad", False)
+    settings = SETTINGS.model_copy(update={"planner": "gradient", "gradient_num_starts": 4})
+    first, second = (plan(manifest(3), agent, settings).final_distance for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert len(needed) > 60 and not np.any(needed)
+    rest = list(agent.method.parameters())[1:]
+    assert not frozen.requires_grad and all(p.requires_grad for p in rest)
+    assert all(p.grad is None for p in rest)
 
 
 def _red_centre(frames_BCHW: torch.Tensor) -> torch.Tensor:

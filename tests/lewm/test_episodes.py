@@ -10,7 +10,14 @@ import pytest
 
 from lewm.data.episodes import EpisodeFile, content_hash, fingerprint, write_episodes
 
-PUBLISHED = Path(__file__).parents[1] / "goldens" / "datasets" / "published_tworoom.h5"
+PUBLISHED = Path(__file__).parents[1] / "goldens" / "datasets"
+FILES = {
+    "published_tworoom": ([46, 45], 2, {"state", "goal_state", "proprio"}),
+    "published_pusht": ([60, 45], 2, {"state", "proprio", "episode_idx"}),
+    "published_reacher": ([51, 45], 2, {"qpos", "qvel", "finger_pos", "ep_idx"}),
+    "library_cube": ([24], 5, {"qpos", "privileged_block_0_pos", "proprio_joint_pos"}),
+}
+"""Episode lengths, action width and some columns of the goldens."""
 
 
 def make_episode(length, seed=0, size=16):
@@ -51,23 +58,25 @@ def replace(name, values):
     return change
 
 
-def test_published_file_opens():
-    with EpisodeFile(PUBLISHED) as file:
-        assert (file.num_episodes, file.num_rows, file.image_size, file.action_dim) == (
-            2,
-            91,
-            224,
-            2,
-        )
-        assert file.ep_len.tolist() == [46, 45] and file.ep_offset.tolist() == [0, 46]
-        assert {"state", "proprio", "pixels", "action"} <= set(file.columns)
-        rows = np.array([[3, 88], [0, 3]])
-        frames = file.read("pixels", rows)
-        assert frames.shape == (2, 2, 224, 224, 3)
-        with h5py.File(PUBLISHED) as raw:
-            for place, row in np.ndenumerate(rows):
-                np.testing.assert_array_equal(frames[place], raw["pixels"][row])
-        assert np.isnan(file.read("action", file.rows(1)[-1:])).all()
+@pytest.mark.parametrize("name", FILES)
+def test_published_files_open_as_they_are(name):
+    lengths, action_dim, columns = FILES[name]
+    path = PUBLISHED / f"{name}.h5"
+    with EpisodeFile(path) as file, h5py.File(path) as raw:
+        assert file.ep_len.tolist() == lengths and file.num_rows == sum(lengths)
+        assert (file.image_size, file.action_dim) == (224, action_dim)
+        assert columns | {"pixels", "action", "step_idx"} <= set(file.columns)
+        whole = raw["pixels"][()]
+        last = file.num_rows - 1
+        for rows in ([[3, last], [0, 3]], [last, 5, 6, 7, 2, 1], np.arange(last + 1), []):
+            rows = np.array(rows, dtype=np.int64)
+            np.testing.assert_array_equal(file.read("pixels", rows), whole[rows])
+        missing = np.isnan(file.read("action")).any(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(missing), np.cumsum(lengths) - 1)
+        np.testing.assert_array_equal(file.read("action"), raw["action"][()])
+        nested = name == "library_cube"
+        flat, stored = ("proprio_joint_pos", "proprio/joint_pos") if nested else ("reward",) * 2
+        np.testing.assert_array_equal(file.read(flat), raw[stored][()])
 
 
 def test_round_trip(ours, episodes):
@@ -94,6 +103,61 @@ def test_rows_come_in_the_asked_order(ours, episodes, rows):
     with EpisodeFile(ours) as file:
         asked = np.array(rows, dtype=np.int64)
         np.testing.assert_array_equal(file.read("pixels", asked), whole[asked])
+
+
+CHUNKS = [(1, 16, 16, 3), (10, 16, 16, 3), (3, 8, 5, 1), (7, 16, 16, 2), (22, 16, 16, 3), None]
+
+
+@pytest.mark.parametrize("kept", [0, 8, 1000])
+@pytest.mark.parametrize("chunks", CHUNKS)
+def test_any_chunk_shape(ours, episodes, chunks, kept):
+    whole = np.concatenate([e["pixels"] for e in episodes])
+
+    def change(file):
+        del file["pixels"]
+        packed = {} if chunks is None else hdf5plugin.Blosc()
+        file.create_dataset("pixels", data=whole, chunks=chunks, **packed)
+
+    rng = np.random.default_rng(0)
+    with EpisodeFile(edited(ours, change)) as file:
+        file.keep_decoded(kept)
+        for _ in range(5):
+            rows = rng.integers(0, 22, (6, 4))
+            np.testing.assert_array_equal(file.read("pixels", rows), whole[rows])
+
+
+def test_kept_chunks_are_decoded_once(tmp_path):
+    """What HDF5 keeps decoded is not read again: the file may change underneath."""
+    pixels = np.zeros((40, 16, 16, 3), np.uint8)
+    action = np.zeros((40, 2), np.float32)
+    path = tmp_path / "x.h5"
+    write_episodes(path, [{"pixels": pixels, "action": action}])
+    with h5py.File(path, "r+") as file:
+        del file["pixels"]
+        made = file.create_dataset("pixels", data=pixels, chunks=(10, 16, 16, 3), shuffle=True)
+        places = [made.id.get_chunk_info(i) for i in range(4)]
+    for kept, expected in ((0, 1), (40, 0)):
+        path.write_bytes(path.read_bytes())
+        with EpisodeFile(path) as file:
+            file.keep_decoded(kept)
+            assert not file.read("pixels", np.arange(40)).any()
+            with path.open("r+b") as raw:
+                raw.seek(places[0].byte_offset)
+                raw.write(b"\x01" * places[0].size)
+            assert file.read("pixels", [0]).max() == expected
+            with path.open("r+b") as raw:
+                raw.seek(places[0].byte_offset)
+                raw.write(b"\x00" * places[0].size)
+
+
+def test_columns_that_are_no_numbers_are_left_out(ours):
+    def change(file):
+        file.create_dataset("notes/text", data=["a"] * 22, dtype=h5py.string_dtype())
+        file.create_dataset("version", data=3)
+
+    with EpisodeFile(edited(ours, change)) as file:
+        assert file.left_out == ("notes_text", "version")
+        assert "notes_text" not in file.columns
 
 
 def test_nested_names_and_index_columns(ours):
@@ -170,6 +234,17 @@ BROKEN = {
     "action of episode 1, step 1 is not finite": nan_inside,
     "column 'episode_idx' disagrees": wrong_index,
 }
+
+
+def test_a_state_that_is_not_finite_is_refused_when_it_is_read(ours):
+    def change(file):
+        file["proprio"][21] = np.inf
+        file.create_dataset("reward", data=np.full(22, np.nan))
+
+    with EpisodeFile(edited(ours, change)) as file:
+        assert np.isnan(file.read("reward")).all()
+        with pytest.raises(ValueError, match="proprio of episode 2, step 11 is not finite"):
+            file.read("proprio", [0])
 
 
 @pytest.mark.parametrize("message", BROKEN)

@@ -20,8 +20,8 @@ GOLDEN = Path(__file__).parents[1] / "goldens" / "two_room.npz"
 PLACES = [(172.5, 180.2), (112.0, 49.0), (101.3, 40.7), (22.0, 30.5), (203.0, 203.0)]
 
 
-def rule(collision="endpoint", **success):
-    return SimpleNamespace(collision=collision, success=success)
+def rule(**success):
+    return SimpleNamespace(success=success)
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,10 @@ def test_admits():
     env = make_env("two_room")
     assert env.admits(rule(cross_room=True), left, right)
     assert not env.admits(rule(cross_room=True), left, left)
-    assert env.admits(rule(), left, wall)
-    assert not env.admits(rule("swept"), left, wall)
+    assert env.admits(rule(), left, wall) and env.admits(rule(), wall, right)
+    swept = make_env("two_room", collision="swept")
+    assert swept.admits(rule(cross_room=True), left, right)
+    assert not swept.admits(rule(), left, wall) and not swept.admits(rule(), wall, right)
 
 
 def test_violations():
@@ -248,7 +250,7 @@ def test_random_is_uniform():
 
 
 def test_errors_name_what_is_known():
-    with pytest.raises(ValueError, match=r"unknown env 'two_rom'.*two_room.*known: two_room"):
+    with pytest.raises(ValueError, match=r"unknown env 'two_rom'.*'two_room'.*known: .*two_room"):
         make_env("two_rom")
     with pytest.raises(ValueError, match=r"image_size must be within 8\.\.224, got 300"):
         make_env("two_room", image_size=300)

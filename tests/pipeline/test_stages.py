@@ -11,8 +11,9 @@ from lewm.config import LatentsConfig, ProbingConfig, make_config
 from lewm.data.clips import Normaliser, split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.manifest import make_manifest
 from lewm.methods import make_method
-from lewm.protocol import make_manifest, protocol_from_dict
+from lewm.protocol import protocol_from_dict
 from pipeline.stages import STAGES, load_stage
 from pipeline.stages.latents import is_collapsed, measure
 from pipeline.stages.loaded import LoadedTrial, draw_rows, embed_rows

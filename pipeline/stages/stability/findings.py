@@ -201,10 +201,13 @@ def _copying(every: pl.DataFrame, best: Row) -> str:
     if ratios.is_empty() or not best or ratios["mean"][0] is None:
         return ""
     row = ratios.row(0, named=True)
-    interval = f" ({span(row)}, t over {count(row['num_seeds'], 'seed')})"
+    interval = ""
+    if row["ci_low"] is not None:
+        ends = f"{row['ci_low']:.2f}–{row['ci_high']:.2f}"
+        interval = f" ({ends}, t over {count(row['num_seeds'], 'seed')})"
     return (
-        f"at {best['text']} the next embedding is predicted with {percent(row['mean'])} of the error of "
-        f"copying the last one{interval if row['ci_low'] is not None else ''}"
+        f"at {best['text']} the error of predicting the next embedding is {row['mean']:.2f} × that of "
+        f"copying the last one{interval}"
     )
 
 

@@ -1,0 +1,203 @@
+"""Windows of recorded episodes: the starts and goals from which a manifest's pairs are drawn."""
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lewm.config import DataConfig
+from lewm.data.collect import collect_episode
+from lewm.data.episodes import PIXELS, EpisodeFile
+from lewm.envs import Env
+from lewm.protocol import Protocol
+
+Array = npt.NDArray[Any]
+State = npt.NDArray[np.float64]
+
+BARREN_EPISODES = 200
+"""Generated episodes in a row without a window after which a protocol is given up."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A start, a goal `goal_offset` steps later, and what was done in between.
+
+    Attributes:
+        episode_id: number of the file's or of the generated episode.
+        start_row: row of the file, or step within the generated episode.
+        actions: see `recorded_actions`.
+    """
+
+    episode_id: int
+    start_row: int
+    start: State
+    goal: State
+    actions: npt.NDArray[np.float32]
+
+
+class FileColumns(Mapping[str, Array]):
+    """Numeric columns of some rows, all by default; read when asked for, as files have many more."""
+
+    def __init__(self, file: EpisodeFile, rows: Array | None = None) -> None:
+        self._file = file
+        self._rows = rows
+        self._names = tuple(name for name in file.columns if name != PIXELS)
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.read(name, self._rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+Episode = tuple[int, int, Mapping[str, Array]]
+"""Number, first row, columns."""
+
+
+def generated_windows(
+    protocol: Protocol, env: Env, eval_seed: int, data: DataConfig
+) -> Iterator[Window | None]:
+    """One window, or None, of each episode that the data's policy generates under the protocol.
+
+    Ends after `BARREN_EPISODES` Nones in a row.
+    """
+    spec = data.model_copy(update={"collect_seed": DataConfig().collect_seed})
+
+    def collect(index: int) -> Episode:
+        options = protocol.options
+        return index, 0, collect_episode(spec, 64, index, render=False, stream=eval_seed, **options)
+
+    barren = 0
+    for window in _one_per_episode(protocol, env, eval_seed, map(collect, itertools.count())):
+        yield window
+        barren = 0 if window else barren + 1
+        if barren == BARREN_EPISODES:
+            return
+
+
+def episode_windows(
+    protocol: Protocol, env: Env, eval_seed: int, data: DataConfig, file: EpisodeFile
+) -> Iterator[Window | None]:
+    """One window, or None, of each of the file's (held-out) episodes, in an order of the eval seed's."""
+    chosen = np.arange(file.num_episodes)
+    if protocol.episodes == "held_out":
+        from lewm.data.clips import split_episodes  # that module needs torch
+
+        _, chosen = split_episodes(file.num_episodes, data.holdout_frac, data.split_seed)
+    order = np.random.default_rng(eval_seed).permutation(chosen).tolist()
+    episodes = ((e, int(file.ep_offset[e]), FileColumns(file, file.rows(e))) for e in order)
+    return _one_per_episode(protocol, env, eval_seed, episodes)
+
+
+def _one_per_episode(
+    protocol: Protocol, env: Env, eval_seed: int, episodes: Iterable[Episode]
+) -> Iterator[Window | None]:
+    """For each episode a qualifying window, uniform over all of them, or None."""
+    offset = protocol.goal_offset
+    for number, first_row, columns in episodes:
+        action = columns["action"]
+        rng = np.random.default_rng(np.random.SeedSequence((eval_seed, number)))
+        found = None
+        for step in rng.permutation(max(0, len(action) - offset)).tolist():
+            start = env.state_from_columns(columns, step)
+            goal = env.state_from_columns(columns, step + offset)
+            if _qualifies(env, protocol, start, goal):
+                recorded = recorded_actions(action[step:], protocol)
+                found = Window(number, first_row + step, start, goal, recorded)
+                break
+        yield found
+
+
+def row_windows(
+    protocol: Protocol, env: Env, eval_seed: int, num_pairs: int, file: EpisodeFile
+) -> Iterator[Window]:
+    """Rows drawn as published, ascending; rows that do not qualify are dropped before the draw.
+
+    Raises:
+        ValueError: fewer rows than pairs.
+    """
+    offset, columns = protocol.goal_offset, FileColumns(file)
+
+    def states_at(row: int) -> tuple[State, State]:
+        return env.state_from_columns(columns, row), env.state_from_columns(columns, row + offset)
+
+    valid = valid_rows(file, offset)
+    if protocol.pre_solved == "dropped" or _restricts(protocol, env):
+        wanted = [_qualifies(env, protocol, *states_at(row)) for row in valid.tolist()]
+        valid = valid[np.array(wanted, dtype=bool)]
+    reachable = len(valid) - (protocol.sampling == "rows_old")
+    if reachable < num_pairs:
+        raise ValueError(
+            f"protocol {protocol.name}: {num_pairs} pairs asked for, {max(reachable, 0)} rows of "
+            f"{file.path} qualify"
+        )
+    for row in valid[draw_as_published(reachable, num_pairs, eval_seed)].tolist():
+        episode = int(np.searchsorted(file.ep_offset, row, side="right")) - 1
+        rest = file.read("action", np.arange(row, file.rows(episode)[-1] + 1))
+        yield Window(episode, row, *states_at(row), recorded_actions(rest, protocol))
+
+
+def valid_rows(file: EpisodeFile, offset: int) -> npt.NDArray[np.int64]:
+    """The published code's valid starts: rows that `offset` more rows of their episode follow."""
+    spans = [
+        np.arange(begin, begin + length - offset)
+        for begin, length in zip(file.ep_offset, file.ep_len, strict=True)
+        if length > offset
+    ]
+    return np.concatenate([np.empty(0, dtype=np.int64), *spans])
+
+
+def draw_as_published(reachable: int, num_pairs: int, eval_seed: int) -> npt.NDArray[np.int64]:
+    """Positions among the valid rows, ascending; the draw of the publication's evaluation code."""
+    drawn = np.random.default_rng(eval_seed).choice(reachable, size=num_pairs, replace=False)
+    return np.sort(drawn)
+
+
+def recorded_actions(rest: Array, protocol: Protocol) -> npt.NDArray[np.float32]:
+    """The actions (goal_offset + hold - 1, A) that a pair keeps of those from its start on.
+
+    An episode's last action is NaN in the published files. After the goal, where success has only to be
+    held, that one and what lies beyond the episode become zeros; a NaN before the goal stays one.
+
+    Args:
+        rest: (T, A) actions from the start to the end of its episode.
+    """
+    kept = np.zeros((protocol.recorded_steps, rest.shape[1]), dtype=np.float32)
+    taken = rest[: len(kept)]
+    kept[: len(taken)] = taken
+    after_goal = kept[protocol.goal_offset :]
+    after_goal[~np.isfinite(after_goal)] = 0.0
+    return kept
+
+
+def _restricts(protocol: Protocol, env: Env) -> bool:
+    """Whether the protocol asks for more of a pair than the environment's defaults do."""
+    defaults = inspect.signature(type(env)).parameters
+    return any(defaults[key].default != value for key, value in protocol.options.items()) or any(
+        env.success_rule[key] != value for key, value in protocol.success.items()
+    )
+
+
+def _qualifies(env: Env, protocol: Protocol, start: State, goal: State) -> bool:
+    if not env.admits(protocol, start, goal):
+        return False
+    return protocol.pre_solved == "kept" or not is_solved(env, protocol, start, goal)
+
+
+def is_solved(env: Env, protocol: Protocol, start: State, goal: State) -> bool:
+    """Whether a start satisfies the success rule already; leaves `env` there."""
+    env.set_goal(goal)
+    env.set_state(start)
+    return bool(env.success(protocol))

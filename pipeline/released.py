@@ -1,0 +1,156 @@
+"""A released checkpoint as a sweep of one trial that is trained already, so that it can be evaluated.
+
+The trial is named by the hash of its weights and lives in the storage like any other, its released
+files in `trials/<id>/released/`. What is not known of it (λ, training seed) stays null in the tables.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lewm.config import Config, lay, make_config
+from pipeline.shipped import choice, env_names, layers, load_profile
+from pipeline.spec import STAGE_NAMES, Spec, Trial, make_world
+from pipeline.storage import Storage
+
+FOLDER = "released"
+FILES = ("weights.pt", "config.json", "normaliser.json", "training.json")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of a released checkpoint."""
+
+    weights: Path
+    env: str
+    profile: str = "paper"
+    protocols: tuple[str, ...] | None = None
+    dataset: Path | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve(request: Request) -> Spec:
+    """The evaluation of a released checkpoint as a sweep.
+
+    With a dataset (named, or known because the weights are an export of ours) every stage runs;
+    without one, what plans on generated episodes.
+
+    Raises:
+        ValueError: one line: broken weights, another world's, no action units, or a protocol that
+            needs the training file.
+    """
+    from lewm.data.episodes import fingerprint as fingerprint_of
+    from lewm.released import load_released, weights_hash
+
+    env = choice(request.env, env_names(), "--env")
+    released, method = load_released(request.weights)
+    _check_actions(env, method.action_dim, request.weights)
+    training = _training(request.weights, env)
+    config = _config(request, env, released, training)
+    fingerprint = None if request.dataset is None else fingerprint_of(request.dataset)
+    world = make_world("lewm", env, (("", config),), {}, "--protocol")
+    has_data = fingerprint is not None or training is not None
+    if not has_data:
+        _check_without_data(request.weights, world.protocols)
+    digest = weights_hash(request.weights)[:12]
+    extra = {**request.overrides, "protocols": request.protocols, "dataset": fingerprint}
+    return Spec(
+        name=f"weights-{digest[:8]}",
+        question=f"What does the checkpoint {request.weights.name} reach in {env}?",
+        profile=request.profile,
+        folder=f"weights-{digest[:8]}-{env}",
+        stages=STAGE_NAMES if has_data else ("planning", "examples"),
+        worlds=(world,),
+        trials=(Trial(f"weights-{digest}", config, f"weights={digest[:8]}"),),
+        base={"weights": digest, "profile": request.profile, **_plain(extra)},
+        fingerprint=fingerprint,
+        released=True,
+        knows_lam=training is not None,
+    )
+
+
+def _plain(extra: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in extra.items() if value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps(kept))
+    return plain
+
+
+def _check_actions(env: str, action_dim: int, weights: Path) -> None:
+    from lewm.envs import env_class
+
+    wanted = env_class(env).action_dim
+    if action_dim != wanted:
+        raise ValueError(
+            f"{weights}: these weights take {action_dim}-d actions, {env} has {wanted}-d ones"
+        )
+
+
+def _training(weights: Path, env: str) -> Config | None:
+    """The config that an export of ours was trained with."""
+    path = weights / "training.json"
+    if not path.is_file():
+        return None
+    try:
+        config = Config.model_validate_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
+    if config.data.env != env:
+        raise ValueError(f"{weights}: trained in {config.data.env}, not in {env} (--env)")
+    return config
+
+
+def _config(request: Request, env: str, released: Config, training: Config | None) -> Config:
+    """Sizes from the weights, data and identity from the training if known, the rest from the profile."""
+    known: dict[str, Any] = {}
+    if training is not None:
+        known = {f"data.{key}": value for key, value in training.data.model_dump().items()}
+        known |= {"loss.lam": training.loss.lam, "seed": training.seed}
+    sizes = {f"model.{key}": value for key, value in released.model.model_dump().items()}
+    chosen: dict[str, Any] = {}
+    if request.protocols is not None:
+        chosen["planning.protocols"] = list(request.protocols)
+    if request.dataset is not None:
+        chosen["data.dataset"] = str(request.dataset.absolute())
+    profile = layers(load_profile(request.profile), env, "lewm")
+    return make_config(lay(*profile, {"data.env": env}, known, sizes, chosen, request.overrides))
+
+
+def _check_without_data(weights: Path, protocols: dict[str, dict[str, Any]]) -> None:
+    for name, table in protocols.items():
+        if table["episodes"] == "train":
+            raise ValueError(
+                f"protocol {name!r} takes its pairs from the training file: add --dataset FILE, or "
+                "choose others with --protocol"
+            )
+    if not (weights / "normaliser.json").is_file():
+        raise ValueError(
+            f"{weights} has no normaliser.json, so the units of its actions are unknown: add "
+            "--dataset FILE (the file it was trained on)"
+        )
+
+
+def store(spec: Spec, storage: Storage, weights: Path) -> None:
+    """Copies the released files into the storage, as a trial that is done."""
+    from lewm.released import load_released
+
+    (trial,) = spec.trials
+    key = f"trials/{trial.trial_id}"
+    folder = storage.path(f"{key}/{FOLDER}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (weights / name).is_file():
+            shutil.copyfile(weights / name, folder / f".{name}.tmp")
+            (folder / f".{name}.tmp").replace(folder / name)
+    if storage.read_json(f"{key}/done.json") is None:
+        _, method = load_released(folder)
+        storage.write_json(
+            f"{key}/done.json",
+            {
+                "status": "done",
+                "error": None,
+                "num_params": method.num_params,
+                "checkpoint_hash": trial.trial_id.removeprefix("weights-"),
+            },
+        )

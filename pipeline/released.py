@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lewm.config import Config, lay, make_config
+from lewm.config import Config, digest, lay, make_config
 from pipeline.shipped import choice, env_names, layers, load_profile
 from pipeline.spec import STAGE_NAMES, Spec, Trial, make_world
 from pipeline.storage import Storage
@@ -42,29 +42,34 @@ def resolve(request: Request) -> Spec:
             needs the training file.
     """
     from lewm.data.episodes import fingerprint as fingerprint_of
-    from lewm.released import load_released, weights_hash
+    from lewm.released import load_normaliser, load_released, weights_hash
+    from lewm.released_config import read_config
 
     env = choice(request.env, env_names(), "--env")
-    released, method = load_released(request.weights)
-    _check_actions(env, method.action_dim, request.weights)
+    released, _ = load_released(request.weights)
+    _check_actions(env, read_config(request.weights / "config.json")[1], request.weights)
     training = _training(request.weights, env)
     config = _config(request, env, released, training)
     fingerprint = None if request.dataset is None else fingerprint_of(request.dataset)
     world = make_world("lewm", env, (("", config),), {}, "--protocol")
-    has_data = fingerprint is not None or training is not None
+    collected = training is not None and training.data.dataset is None
+    has_data = fingerprint is not None or collected
     if not has_data:
         _check_without_data(request.weights, world.protocols)
-    digest = weights_hash(request.weights)[:12]
-    extra = {**request.overrides, "protocols": request.protocols, "dataset": fingerprint}
+    weights = weights_hash(request.weights)[:8]
+    normaliser = load_normaliser(request.weights)
+    units = normaliser.to_dict() if normaliser else fingerprint
+    asked = {"protocols": request.protocols, "dataset": fingerprint, **request.overrides}
+    extra = _plain({"profile": request.profile, "units": units, **asked})
     return Spec(
-        name=f"weights-{digest[:8]}",
+        name=f"weights-{weights}",
         question=f"What does the checkpoint {request.weights.name} reach in {env}?",
         profile=request.profile,
-        folder=f"weights-{digest[:8]}-{env}",
+        folder=f"weights-{weights}-{env}-{digest(extra, 6)}",
         stages=STAGE_NAMES if has_data else ("planning", "examples"),
         worlds=(world,),
-        trials=(Trial(f"weights-{digest}", config, f"weights={digest[:8]}"),),
-        base={"weights": digest, "profile": request.profile, **_plain(extra)},
+        trials=(Trial(f"weights-{weights}-{digest(units, 4)}", config, f"weights={weights}"),),
+        base={"weights": weights, **extra},
         fingerprint=fingerprint,
         released=True,
         knows_lam=training is not None,
@@ -105,7 +110,8 @@ def _config(request: Request, env: str, released: Config, training: Config | Non
     """Sizes from the weights, data and identity from the training if known, the rest from the profile."""
     known: dict[str, Any] = {}
     if training is not None:
-        known = {f"data.{key}": value for key, value in training.data.model_dump().items()}
+        data = training.data.model_dump(exclude={"dataset"})
+        known = {f"data.{key}": value for key, value in data.items()}
         known |= {"loss.lam": training.loss.lam, "seed": training.seed}
     sizes = {f"model.{key}": value for key, value in released.model.model_dump().items()}
     chosen: dict[str, Any] = {}

@@ -47,10 +47,11 @@ def repack_file(path: Path, target: Path, console: Console, stop: Stop) -> tuple
         if owner is not None:
             raise ValueError(f"process {owner['pid']} on {owner['host']} is writing {target}")
         with Heartbeat(lease):
+            parts = target.with_name(f"{target.name}.{known[:8]}.parts")
             sheet = _there(target, known)
             if sheet is not None:
+                shutil.rmtree(parts, ignore_errors=True)
                 return sheet, False
-            parts = target.with_name(f"{target.name}.{known[:8]}.parts")
             with _Shown(source.num_rows, console, stop) as shown:
                 whole, digest = repack(source, parts, shown.advance)
             sheet = _datasheet(path, known, source, whole, digest)

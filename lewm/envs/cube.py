@@ -17,13 +17,16 @@ import gymnasium
 import mujoco
 import numpy as np
 import numpy.typing as npt
-from ogbench.manipspace.envs.cube_env import CubeEnv as OGBenchCube
 
 from lewm.envs import cube_rows as rows
 from lewm.envs.base import Array, Env, Random, State, Violation, ViolationKind
 from lewm.envs.cube_policies import Markov, Plan
 from lewm.envs.cube_rows import BLOCK, BLOCK_QUAT, BLOCK_VEL, QPOS, QVEL, check_state, cube_angle
 from lewm.envs.gl import Canvas, Quality
+
+with warnings.catch_warnings():  # see cube_policies
+    warnings.simplefilter("ignore")
+    from ogbench.manipspace.envs.cube_env import CubeEnv as OGBenchCube
 
 if TYPE_CHECKING:
     from lewm.protocol import Protocol as EvaluationProtocol

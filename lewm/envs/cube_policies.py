@@ -5,16 +5,20 @@ The oracles draw from NumPy's global generator; here it is seeded from the behav
 and put back afterwards.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 
 from lewm.envs.base import Env
+
+with warnings.catch_warnings():  # importing it opens a window library, which misses the display
+    warnings.simplefilter("ignore")
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+    from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle
 
 if TYPE_CHECKING:
     from lewm.envs.cube import CubeEnv

@@ -1,6 +1,6 @@
 """Pictures of MuJoCo worlds: an OpenGL context made on the first frame, never before.
 
-Stepping needs no OpenGL. The backend is that of `MUJOCO_GL` (`egl`, `osmesa`, `glfw`), else EGL where
+Stepping needs no OpenGL. The backend is that of `MUJOCO_GL` (`egl` or `osmesa`), else EGL where
 it works, else OSMesa.
 """
 
@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-BACKENDS = ("egl", "osmesa", "glfw")
+BACKENDS = ("egl", "osmesa")
 PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
 Quality = Literal["exact", "fast"]
 
@@ -86,13 +86,10 @@ def _free(context: Any, drawing: mujoco.MjrContext) -> None:
 
 def _context(world: str, size: int) -> Any:
     chosen = os.environ.get("MUJOCO_GL", "").lower()
-    known = (chosen,) if chosen else BACKENDS[:2]
+    known = (chosen,) if chosen in BACKENDS else () if chosen else BACKENDS
     for name in known:
         try:
-            if name not in BACKENDS:
-                continue
-            if name != "glfw":
-                os.environ["PYOPENGL_PLATFORM"] = name
+            os.environ["PYOPENGL_PLATFORM"] = name
             return importlib.import_module(f"mujoco.{name}").GLContext(size, size)
         except Exception:  # each backend raises what its library stumbles over
             continue

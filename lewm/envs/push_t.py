@@ -98,10 +98,10 @@ class PushTEnv(Env):
         Raises:
             ValueError: the action is not two finite numbers.
         """
-        values = np.asarray(action, dtype=np.float64)
+        values = np.asarray(action, dtype=np.float32)
         if values.shape != (2,) or not np.isfinite(values).all():
             raise ValueError(f"push_t: action must be 2 finite numbers, got {action!r}")
-        dx, dy = (scene.REACH * np.clip(values, -1.0, 1.0)).tolist()
+        dx, dy = np.float32(scene.REACH) * np.clip(values, -1.0, 1.0)
         self._plane.drive(dx, dy)
         return self.get_state(), float(self.reached()), False, False, {}
 
@@ -117,17 +117,23 @@ class PushTEnv(Env):
             raise ValueError(f"push_t: unknown render options {sorted(options)}")
         if self._painter is None:
             self._painter = Painter(self.image_size)
-        return self._painter.draw(_check(state), block=block_colour)
+        return self._painter.draw(_padded(_check(state)), block=block_colour)
 
     def get_state(self) -> State:
         """The ten numbers of the state."""
         return self._plane.state()
 
     def set_state(self, state: Array) -> None:
-        """Puts the world into a state; the published seven numbers are taken too (block at rest)."""
-        self._plane = Plane(_check(state))
+        """Puts the world into a state; takes the published seven numbers too.
+
+        `paper` knows no block velocity; `exact` finds it from the contacts where it is not given.
+        """
+        values = _check(state)
         if self._settles:
+            self._plane = Plane(_padded(values[:7]))
             self._plane.settle()
+        else:
+            self._plane = Plane.resumed(values)
 
     @property
     def goal(self) -> State:
@@ -136,7 +142,7 @@ class PushTEnv(Env):
 
     def set_goal(self, goal_state: Array) -> None:
         """Makes a state the goal; its velocities do not matter."""
-        self._goal = _check(goal_state).copy()
+        self._goal = _padded(_check(goal_state))
 
     def goal_distance(self) -> float:
         """Distance of (agent, block) places from the goal's in px, as the published rule takes it."""
@@ -182,7 +188,7 @@ class PushTEnv(Env):
 
     def state_columns(self, state: Array) -> dict[str, Array]:
         """`state` (7), `proprio` (4), `goal_state` (7) as published, and `block_velocity` (3)."""
-        values = _check(state).copy()
+        values = _padded(_check(state))
         return {
             "state": values[:7],
             "proprio": values[[0, 1, 5, 6]],
@@ -192,12 +198,11 @@ class PushTEnv(Env):
 
     @staticmethod
     def state_from_columns(columns: Mapping[str, Array], row: int) -> State:
-        """From `state`, and `block_velocity` where the file has it."""
-        state = np.zeros(10)
-        state[:7] = columns["state"][row]
-        if "block_velocity" in columns:
-            state[7:] = columns["block_velocity"][row]
-        return state
+        """From `state` and `block_velocity`, which published files lack: then from the contacts."""
+        state = _check(columns["state"][row])
+        if "block_velocity" not in columns:
+            return Plane.resumed(state).state()
+        return np.concatenate([state, columns["block_velocity"][row]])
 
     @staticmethod
     def coverage(columns: Mapping[str, Array], ep_len: Array) -> dict[str, float]:
@@ -247,7 +252,13 @@ def _check(state: Array) -> npt.NDArray[np.float64]:
     values = np.asarray(state, dtype=np.float64)
     if values.shape not in ((7,), (10,)):
         raise ValueError(f"push_t: a state has 10 numbers (or the published 7), got {values.shape}")
-    return values if len(values) == 10 else np.concatenate([values, np.zeros(3)])
+    if not np.isfinite(values).all():
+        raise ValueError(f"push_t: a state must be finite, got {values.tolist()}")
+    return values
+
+
+def _padded(state: State) -> State:
+    return np.concatenate([state, np.zeros(10 - len(state))])
 
 
 def _column(columns: Mapping[str, Array]) -> npt.NDArray[np.float64]:

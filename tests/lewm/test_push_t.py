@@ -1,6 +1,7 @@
 """Push-T: the authors' trajectories, frames and success, exact replay, its policies and rules."""
 
 import math
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -48,7 +49,7 @@ def test_states_follow_the_authors_trajectories(golden):
         env.set_state(start)
         found = np.array([env.get_state(), *(env.step(action)[0] for action in actions)])
         errors.append(np.abs(found[:, :4] - states[:, :4]).max())
-    assert sorted(errors)[6] < 0.5 and errors[7] < 2
+    assert max(errors[:7]) < 0.01 and errors[7] < 2
 
 
 def test_frames_are_the_authors(golden, env):
@@ -59,7 +60,7 @@ def test_frames_are_the_authors(golden, env):
         ]
     )
     near = np.abs(frames.astype(int) - golden["frames"]) <= 2
-    assert near.mean() > 0.999
+    assert near.mean(axis=(2, 3, 4)).min() > 0.9999
 
 
 def test_success_is_the_published_rule(golden, env):
@@ -79,7 +80,7 @@ def test_published_rows_are_drawn_as_published(env):
         for row in (0, 30, 80):
             frame = env.render_state(env.state_from_columns(columns, row)).astype(int)
             stored = file.read("pixels", np.array([row]))[0]
-            assert (np.abs(frame - stored) <= 2).mean() > 0.999
+            assert (np.abs(frame - stored) <= 2).mean() > 0.9999
 
 
 def _touches_a_wall(state):
@@ -89,9 +90,13 @@ def _touches_a_wall(state):
     return points.min() < 8 or points.max() > 503
 
 
+@pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("policy", ["weak", "pusher"])
-def test_a_stored_row_replays(policy, env):
-    """Away from the walls; a block jammed between agent and wall amplifies the last bit."""
+def test_a_stored_row_replays(policy, published, env):
+    """Away from the walls, also from the published columns: they do not hold the block's velocity.
+
+    A block jammed between agent and wall amplifies the last bit.
+    """
     errors = []
     for index in range(8):
         columns = collected(policy, index)
@@ -99,11 +104,15 @@ def test_a_stored_row_replays(policy, env):
         for row in (10, 40, 70):
             if any(_touches_a_wall(state) for state in states[row : row + 26]):
                 continue
-            env.set_state(states[row])
+            start = states[row]
+            if published:
+                start = env.state_from_columns({"state": columns["state"]}, row)
+            env.set_state(start)
+            assert np.array_equal(env.get_state(), start)
             for step in range(row, row + 25):
                 env.step(columns["action"][step])
             errors.append(np.abs(env.get_state()[:4] - states[row + 25][:4]).max())
-    assert len(errors) > 8 and np.median(errors) < 0.1 and max(errors) <= 2
+    assert len(errors) > 8 and max(errors) < 1e-3
 
 
 def test_setters(env):
@@ -211,6 +220,7 @@ def test_physical_state_and_violations(env):
         (lambda: make_env("push_t").step(np.zeros(3)), "2 finite numbers"),
         (lambda: make_env("push_t").step(np.full(2, np.nan)), "2 finite numbers"),
         (lambda: make_env("push_t").set_state(np.zeros(3)), "10 numbers"),
+        (lambda: make_env("push_t").set_state(np.full(7, np.nan)), "must be finite"),
         (lambda: PushTEnv.physical_state({}), "no column state"),
         (
             lambda: make_env("push_t").make_behaviour("week", np.random.default_rng(0)),
@@ -222,3 +232,11 @@ def test_bad_input_is_one_line(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_without_the_simulator_the_extra_is_named(monkeypatch):
+    for module in ("push_t", "push_t_scene", "push_t_policies"):
+        monkeypatch.delitem(sys.modules, f"lewm.envs.{module}")
+    monkeypatch.setitem(sys.modules, "pymunk", None)
+    with pytest.raises(ValueError, match=r"'push_t' needs pymunk.*lewm-sweep\[envs\]"):
+        make_env("push_t")

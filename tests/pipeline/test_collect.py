@@ -12,8 +12,19 @@ import pytest
 
 from lewm.config import dataset_id, make_config
 from lewm.data.episodes import EpisodeFile, content_hash
+from lewm.envs import ENVS
 from pipeline import collect as module
-from pipeline.collect import check_dataset, collect, ensure_dataset, main, make_part, read_sheet
+from pipeline.collect import (
+    check_dataset,
+    collect,
+    default_policy,
+    ensure_dataset,
+    main,
+    make_part,
+    parse,
+    policy_shares,
+    read_sheet,
+)
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pipeline.collect", "two_room"]
@@ -38,6 +49,7 @@ def test_file_and_datasheet(unbroken):
     assert sheet["content_hash"] == content_hash(unbroken)
     assert sheet["dataset_id"] == unbroken.stem == dataset_id(config())
     assert (sheet["policy"], sheet["collect_seed"]) == ("expert", 3072)
+    assert (sheet["policy_shares"], sheet["render_quality"]) == ({"expert": 1.0}, "exact")
     assert set(sheet["coverage"]) == {"crossed_door", "cells_visited", "reached_goal"}
     assert sorted(p.suffix for p in unbroken.parent.iterdir()) == [".h5", ".json"]
 
@@ -121,6 +133,12 @@ def test_command_line_and_out(tmp_path, capsys):
         (["two_room", "--storage", "s3://bucket"], "s3://bucket"),
         (["two_room", "--storage", "/proc/none"], "cannot be written"),
         (["two_room", "--what"], "--what"),
+        (["two_room", "--render-quality", "fast"], "render_quality"),
+        (["two_room", "--render-quality", "quick"], "data.render_quality"),
+        (["two_room", "--policy", "expert+exprt"], "unknown policy 'exprt'"),
+        (["two_room", "--repack", "x.h5"], "either an environment or --repack"),
+        ([], "either an environment or --repack"),
+        (["--repack", "none.h5"], "none.h5: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path, capsys):
@@ -130,6 +148,29 @@ def test_bad_input_is_one_line_and_exit_2(arguments, message, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not any(tmp_path.rglob("*.h5"))
+
+
+def test_every_world_has_a_policy_of_its_own_by_default():
+    wanted = {"two_room": "expert", "push_t": "weak+pusher"}
+    wanted |= {"reacher": "random+ik", "cube": "markov+plan"}
+    assert {name: default_policy(name) for name in ENVS} == wanted
+    assert parse(["cube"]).policy is None
+    assert policy_shares("a+b+a+c") == {"a": 0.5, "b": 0.25, "c": 0.25}
+
+
+def test_a_mixture_gives_the_same_content_in_any_division(unbroken, tmp_path, monkeypatch):
+    size = ["--image-size", "16", "--max-steps", "20", "--episodes", "30", "--workers", "1"]
+    command = ["two_room", "--policy", "expert+random", *size]
+    sheets = []
+    for part_episodes in (30, 7):
+        monkeypatch.setattr(module, "PART_EPISODES", part_episodes)
+        assert main([*command, "--storage", str(tmp_path / str(part_episodes))]) == 0
+        (path,) = tmp_path.glob(f"{part_episodes}/datasets/two_room-expert+random-*.h5")
+        sheets.append(read_sheet(path))
+        assert content_hash(path) == sheets[-1]["content_hash"]
+    assert sheets[0]["content_hash"] == sheets[1]["content_hash"]
+    assert sheets[0]["policy_shares"] == {"expert": 0.5, "random": 0.5}
+    assert sheets[0]["content_hash"] != read_sheet(unbroken)["content_hash"]
 
 
 def test_help_teaches_and_imports_nothing_heavy():
@@ -175,9 +216,14 @@ def test_sigterm_ends_with_143_and_says_how_to_go_on(tmp_path):
 
 
 @pytest.mark.ci
-def test_ray_workers_give_the_same_content(unbroken, tmp_path):
-    size = ["--image-size", "16", "--max-steps", "20", "--episodes", "30"]
-    command = [*COMMAND, *size, "--workers", "2", "--storage", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    path = tmp_path / "datasets" / unbroken.name
-    assert read_sheet(path)["content_hash"] == read_sheet(unbroken)["content_hash"]
+@pytest.mark.parametrize("policy", ["expert", "expert+random"])
+def test_ray_workers_give_the_same_content(policy, tmp_path):
+    size = ["--image-size", "16", "--max-steps", "20", "--episodes", "30", "--policy", policy]
+    hashes = []
+    for workers in ("1", "2"):
+        storage = ["--storage", str(tmp_path / workers)]
+        command = [*COMMAND, *size, "--workers", workers, *storage]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        (path,) = (tmp_path / workers / "datasets").glob("*.h5")
+        hashes.append(read_sheet(path)["content_hash"])
+    assert hashes[0] == hashes[1]

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lewm.config import Config, dataset_id, digest
+from pipeline.dataset_cache import local_copy
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMA_VERSION, BrokenTable, read_part
@@ -67,7 +67,7 @@ def dataset_name(config: Config, fingerprint: str | None) -> str:
     return dataset_id(config) if config.data.dataset is None else f"file-{fingerprint}"
 
 
-def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path]) -> Manifests:
+def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, str]) -> Manifests:
     """Every manifest the sweep's planning cells need, made once and kept in the storage."""
     from lewm.data.episodes import EpisodeFile
     from lewm.manifest import make_manifest
@@ -77,7 +77,7 @@ def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, Path])
         if _stored_hash(storage, want.key) is None:
             protocol = protocol_from_dict(config.data.env, want.name, want.protocol)
             path = datasets.get(dataset_name(config, spec.fingerprint))
-            with nullcontext() if path is None else EpisodeFile(path) as episodes:
+            with nullcontext() if path is None else EpisodeFile(local_copy(path)) as episodes:
                 manifest = make_manifest(
                     protocol, want.eval_seed, want.num_pairs, config.data, episodes
                 )

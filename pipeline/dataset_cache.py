@@ -29,6 +29,11 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
+def absolute(uri: str) -> str:
+    """A path made absolute; a remote URI as it is."""
+    return uri if is_remote(uri) else str(Path(uri).absolute())
+
+
 def local_copy(uri: str, expected: str | None = None) -> Path:
     """A dataset as a file of this node; a plain path is returned as it is, unchecked.
 

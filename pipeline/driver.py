@@ -28,6 +28,7 @@ from pipeline.cells import (
     known_manifests,
     trial_cells,
 )
+from pipeline.dataset_cache import local_copy
 from pipeline.delivery import Delivery
 from pipeline.evaluate import RETRIES
 from pipeline.progress import Progress, duration
@@ -108,7 +109,7 @@ class _Invocation:
         self.started = time.time()
         self.commit = git_commit()
         self.stop = Stop()
-        self.datasets: dict[str, Path] = {}
+        self.datasets: dict[str, str] = {}
         self.hashes: dict[str, str] = {}
         self.share: dict[str, float] = {}
         self.undone: list[dict[str, Any]] = []
@@ -163,11 +164,11 @@ class _Invocation:
             if config.data.dataset is None:
                 path = ensure_dataset(config, self.storage.root, self._workers(), self.stop)
                 self.hashes[name] = check_dataset(path)
+                self.datasets[name] = str(path)
             else:
-                path = Path(config.data.dataset)
                 assert self.spec.fingerprint is not None
                 self.hashes[name] = self.spec.fingerprint
-            self.datasets[name] = path
+                self.datasets[name] = config.data.dataset
         stored = self.storage.read_json(f"{self.folder}/datasets.json") or {}
         for name, found in self.hashes.items():
             if stored.get(name, found) != found:
@@ -184,7 +185,7 @@ class _Invocation:
             config_json=trial.config.model_dump_json(),
             point=trial.point,
             storage=str(self.storage.root),
-            dataset=str(self.datasets.get(name, "")),
+            dataset=self.datasets.get(name, ""),
             dataset_hash=self.hashes.get(name, "none"),
             profile=self.spec.profile,
             git_commit=self.commit,
@@ -371,7 +372,7 @@ def check_inputs(spec: Spec, options: Options) -> None:
             env.make_behaviour(config.data.policy, np.random.default_rng(0))
             env.close()
         else:
-            check_fits(Path(config.data.dataset), config)
+            check_fits(local_copy(config.data.dataset), config)
     threads = max(trial.config.optim.num_threads for trial in spec.trials)
     here = os.cpu_count() or 1
     if options.address is None and options.train and threads > here:

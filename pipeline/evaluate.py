@@ -21,6 +21,7 @@ from lewm.config import Config
 from pipeline import released
 from pipeline.arguments import parse_assignment
 from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
+from pipeline.dataset_cache import local_copy
 from pipeline.released import FOLDER
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
@@ -86,7 +87,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     config = Config.model_validate_json(task.config_json, strict=False)
     torch.set_num_threads(config.optim.num_threads)
     device = pick_device(config.run.device)
-    episodes = None if task.dataset is None else EpisodeFile(Path(task.dataset))
+    episodes = None if task.dataset is None else EpisodeFile(local_copy(task.dataset))
     method, normaliser = _load(storage.path(f"trials/{task.trial_id}"), device, episodes)
     manifests = {
         (cell.config["protocol"], cell.config["eval_seed"]): _read_manifest(storage, cell)
@@ -133,7 +134,7 @@ def missing_tasks(
     spec: Spec,
     storage: Storage,
     manifests: Manifests,
-    datasets: Mapping[str, Path],
+    datasets: Mapping[str, str],
     only: Sequence[str] | None = None,
 ) -> list[EvaluateTask]:
     """What is still to evaluate: floors first, then trial by trial."""
@@ -155,8 +156,7 @@ def missing_tasks(
             if (only is None or cell.stage in only) and not is_done(storage, cell)
         )
         if cells:
-            path = datasets.get(dataset_name(trial.config, spec.fingerprint))
-            data = None if path is None else str(path)
+            data = datasets.get(dataset_name(trial.config, spec.fingerprint))
             tasks.append(
                 EvaluateTask(root, data, trial.config.model_dump_json(), trial.trial_id, cells)
             )
@@ -219,7 +219,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--env", help="its environment")
     add("--profile", help="settings of data and planner (default: paper)")
     add("--protocol", metavar="NAME,...", help="protocols to plan under (default: the profile's)")
-    add("--dataset", metavar="FILE", type=Path, help="the file it was trained on")
+    add("--dataset", metavar="FILE", help="the file it was trained on, or its URI")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
     return parser.parse_args(argv)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm.config import Config, digest, lay, make_config
+from pipeline.dataset_cache import absolute, local_copy
 from pipeline.shipped import choice, env_names, layers, load_profile
 from pipeline.spec import STAGE_NAMES, Spec, Trial, make_world
 from pipeline.storage import Storage
@@ -27,7 +28,7 @@ class Request:
     env: str
     profile: str = "paper"
     protocols: tuple[str, ...] | None = None
-    dataset: Path | None = None
+    dataset: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,7 +51,7 @@ def resolve(request: Request) -> Spec:
     _check_actions(env, read_config(request.weights / "config.json")[1], request.weights)
     training = _training(request.weights, env)
     config = _config(request, env, released, training)
-    fingerprint = None if request.dataset is None else fingerprint_of(request.dataset)
+    fingerprint = None if request.dataset is None else fingerprint_of(local_copy(request.dataset))
     world = make_world("lewm", env, (("", config),), {}, "--protocol")
     collected = training is not None and training.data.dataset is None
     has_data = fingerprint is not None or collected
@@ -118,7 +119,7 @@ def _config(request: Request, env: str, released: Config, training: Config | Non
     if request.protocols is not None:
         chosen["planning.protocols"] = list(request.protocols)
     if request.dataset is not None:
-        chosen["data.dataset"] = str(request.dataset.absolute())
+        chosen["data.dataset"] = absolute(request.dataset)
     profile = layers(load_profile(request.profile), env, "lewm")
     return make_config(lay(*profile, {"data.env": env}, known, sizes, chosen, request.overrides))
 

@@ -11,10 +11,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lewm.config import Config
 from pipeline import arguments, driver
+from pipeline.dataset_cache import absolute, local_copy
 from pipeline.progress import duration
 from pipeline.spec import Request, Spec, World, resolve
 from pipeline.storage import Storage, read_marker
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", help="training seeds: 0,1,2 or 0-4")
     add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="replaces or adds an axis")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
-    add("--dataset", help="a dataset file in the published layout, instead of collecting one")
+    add("--dataset", help="a file in the published layout, or its URI, instead of collecting one")
     add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
     add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
     add(
@@ -68,7 +68,7 @@ def make_request(args: argparse.Namespace) -> Request:
         seeds=arguments.parse_seeds(args.seeds) if args.seeds else None,
         grid=dict(arguments.parse_axis(text) for text in args.grid),
         overrides=dict(arguments.parse_assignment(text) for text in args.set),
-        dataset=str(Path(args.dataset).absolute()) if args.dataset else None,
+        dataset=absolute(args.dataset) if args.dataset else None,
     )
 
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if request.dataset is not None:
             from lewm.data.episodes import fingerprint as fingerprint_of
 
-            fingerprint = fingerprint_of(Path(request.dataset))
+            fingerprint = fingerprint_of(local_copy(request.dataset))
         spec = resolve(request, fingerprint)
         storage = Storage(args.storage)
         if args.dry_run:

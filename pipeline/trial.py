@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lewm.config import Config
+from pipeline.dataset_cache import local_copy
 from pipeline.storage import Heartbeat, Lease, Storage, read_marker, read_rows
 from pipeline.tracking import CurveLogger, Tracker
 
@@ -192,7 +193,7 @@ def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
     from lewm.train import pick_device, train
 
     config = task.config
-    result = train(config, local, Path(task.dataset), upload)
+    result = train(config, local, local_copy(task.dataset, task.dataset_hash), upload)
     _, method, _, _ = load_method(local / "checkpoint.pt", "cpu")
     progress = json.loads((local / "progress.json").read_text())
     return {

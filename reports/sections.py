@@ -77,7 +77,7 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
                 if random
                 else text.DASH,
                 text.percent(oracle.get("value")),
-                {1.0: "yes", 0.0: "no"}.get(clear, text.DASH),
+                text.DASH if clear is None else "yes" if clear else "no",
                 f"{text.number(copying[0]['mean'], 2)} ×" if copying else text.DASH,
             ]
         )
@@ -98,7 +98,8 @@ def examples(world: World) -> Row:
     seed = found["seed"].min()
     found = found.filter(pl.col("seed") == seed)
     episodes = []
-    for (pair,), rows in found.sort("pair_id", "frame").group_by("pair_id", maintain_order=True):
+    for pair in found["pair_id"].unique().sort():
+        rows = found.filter(pl.col("pair_id") == pair)
         pictures = [_picture(row) for row in rows.sort("frame").iter_rows(named=True)]
         first = rows.row(0, named=True)
         episodes.append(

@@ -44,7 +44,10 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
     if top == "trial":
         return {
             "lewm",
-            *(f"pipeline.{room}" for room in ("spec", "stages", "tables", "tracking", "storage")),
+            *(
+                f"pipeline.{room}"
+                for room in ("spec", "stages", "tables", "tracking", "storage", "dataset_cache")
+            ),
         }, set()
     if top == "results":
         return {

@@ -1,8 +1,9 @@
 """Clips per second from files at 224 px; run by hand: python tests/benchmarks/bench_data.py [--rows N]
 
 A clip is what training takes: 4 frames at a stride of 5 rows (uint8, still in the order of the file) and
-20 actions, read with `ClipData.get` in batches of 64 by one process on one thread, nothing held in memory
-but what the way of shuffling holds. The files are made of frames rendered by the worlds where they are
+20 actions, read with `ClipData.get` by one process on one thread: in batches of 64, but from published
+files at random one by one, because the clips of a batch would share chunks in files as short as these.
+The files are made of frames rendered by the worlds where they are
 installed, else of the goldens', and repeated with shifts; they are read from the page cache.
 
 `per wall` is what came of it here; `per CPU` is per second of this process's own work, which a busy
@@ -35,8 +36,12 @@ FLOORS = {  # issue 3
     ("push_t", "published", "block"): 300,
     ("cube", "published", "block"): 300,
 }
+RUNS = (  # file, order, clips, clips at once
+    ("repacked", "full", 6_400, 64),
+    ("published", "full", 400, 1),
+    ("published", "block", 12_800, 64),
+)
 LENGTH = 125
-BATCH = 64
 
 
 def rendered(world):
@@ -75,24 +80,22 @@ def write_published(source, target):
             pixels[rows[0] : rows[-1] + 1] = file.read("pixels", rows)
 
 
-def measure(path, shuffle, num_clips):
+def measure(path, shuffle, num_clips, batch):
     """(clips, wall seconds, CPU seconds) of the epoch's first clips."""
     config = make_config({"data.shuffle": shuffle, "run.pixels_in_memory_gb": 0.0})
     with EpisodeFile(path) as file:
         clips = ClipData(file, config, "train")
         order = clips.order(np.random.default_rng(1))
-        order = order[: min(num_clips, len(order)) // BATCH * BATCH]
-        if shuffle == "full":
-            clips.get(order[:BATCH])
+        order = order[:num_clips]
         wall, cpu = time.perf_counter(), time.process_time()
-        for first in range(0, len(order), BATCH):
-            clips.get(order[first : first + BATCH])
+        for first in range(0, len(order), batch):
+            clips.get(order[first : first + batch])
         return len(order), time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=10_000, help="of each file (default: 10000)")
+    parser.add_argument("--rows", type=int, default=20_000, help="of each file (default: 20000)")
     num_rows = parser.parse_args().rows
     torch.set_num_threads(1)
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} before")
@@ -108,13 +111,8 @@ def main():
             write_episodes(files["repacked"], episodes(frames, num_rows))
             write_published(files["repacked"], files["published"])
             sizes = [f"{path.stat().st_size / num_rows:,.0f}" for path in files.values()]
-            for kind, shuffle in (
-                ("repacked", "full"),
-                ("published", "full"),
-                ("published", "block"),
-            ):
-                limit = 512 if (kind, shuffle) == ("published", "full") else 6_000
-                count, wall, cpu = measure(files[kind], shuffle, limit)
+            for kind, shuffle, num_clips, batch in RUNS:
+                count, wall, cpu = measure(files[kind], shuffle, num_clips, batch)
                 floor = FLOORS[world, kind, shuffle]
                 print(
                     f"{world:8s}{kind:12s}{shuffle:8s}{count / wall:10,.0f}{count / cpu:10,.0f}"

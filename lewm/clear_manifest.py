@@ -23,7 +23,7 @@ from lewm.data.episodes import INDEX_COLUMNS, EpisodeFile
 from lewm.envs import Env
 from lewm.manifest import SCHEMA_VERSION, Manifest, Pair, check_manifest, make_pair
 from lewm.protocol import Protocol
-from lewm.windows import FileColumns, Window, recorded_actions, valid_rows
+from lewm.windows import FileColumns, Window, valid_rows
 
 CLEAR_VERSION = "clear-lewm-manifest-v1"
 
@@ -180,8 +180,8 @@ def _read_pair(entry: Table, task: Task, protocol: Protocol, env: Env, file: Epi
         raise ValueError(
             f"{where}: {task.distance_key} {told:.4f} in the manifest, {gap:.4f} in {file.path}"
         )
-    rest = file.read("action", np.arange(start, rows[-1] + 1))
-    window = Window(episode, start, *states, recorded_actions(rest, protocol))
+    actions = file.read("action", np.arange(start, goal)).astype(np.float32)
+    window = Window(episode, start, *states, actions)
     return make_pair((int(entry["pair_id"]), episode, start), window, env, protocol)
 
 

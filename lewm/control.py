@@ -124,16 +124,19 @@ def _frozen(method: Method) -> Iterator[None]:
 
 
 def run_recorded(manifest: Manifest) -> Outcomes:
-    """The oracle: the recorded actions are replayed, then the episode ends.
+    """The oracle: the recorded actions from start to goal are replayed, then the episode ends.
 
-    They lead from start to goal and go on for `hold` - 1 steps, as long as success must last there, but
-    not beyond the budget. Where the oracle fails, holding was not recorded, or the replay is inexact.
+    Where success must last, `hold` - 1 raw zeros follow, within the budget. That shows which pairs can be
+    solved, not which cannot: the recorded episode may have rushed through its goal, and a planner has
+    the rest of the budget to stop there.
     """
+    protocol = manifest.protocol
+    steps = min(protocol.goal_offset + protocol.hold - 1, protocol.budget)
 
     def replay(chunk: "_Chunk") -> Array:
-        return np.stack([chunk.padded[slot].pair.actions for slot in range(len(chunk.padded))])
+        recorded_BTA = np.stack([episode.pair.actions for episode in chunk.padded])
+        return np.pad(recorded_BTA, ((0, 0), (0, protocol.hold - 1), (0, 0)))
 
-    steps = min(manifest.protocol.recorded_steps, manifest.protocol.budget)
     return _run(manifest, replay, 1, action_block=steps, budget=steps)
 
 

@@ -45,8 +45,7 @@ class Pair:
         start_row: row of the training file, or step within the generated episode.
         start_state: state vector of the environment.
         goal_state: likewise.
-        actions: (goal_offset + hold - 1, A) recorded raw actions, the oracle's plan: from start to goal,
-            then on for as long as success must hold; zeros where the recorded episode has ended.
+        actions: (goal_offset, A) recorded raw actions from start to goal; the oracle's plan.
         initial_success: whether the start satisfies the success rule already.
 
     Raises:
@@ -97,7 +96,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         where = f"manifest of {self.protocol.env}.{self.protocol.name}"
-        steps = self.protocol.recorded_steps
+        steps = self.protocol.goal_offset
         for pair in self.pairs:
             if pair.actions.ndim != 2 or len(pair.actions) != steps:
                 raise ValueError(

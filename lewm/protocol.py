@@ -52,11 +52,6 @@ class Protocol:
     options: Mapping[str, str] = field(default_factory=dict)
     history: int = 1
 
-    @property
-    def recorded_steps(self) -> int:
-        """Actions that a pair keeps: to the goal, and as long as success must hold there."""
-        return self.goal_offset + self.hold - 1
-
     def to_dict(self) -> dict[str, Any]:
         """JSON data of every field."""
         return asdict(self)

@@ -29,7 +29,7 @@ class Window:
     Attributes:
         episode_id: number of the file's or of the generated episode.
         start_row: row of the file, or step within the generated episode.
-        actions: see `recorded_actions`.
+        actions: (goal_offset, A) recorded raw actions from start to goal.
     """
 
     episode_id: int
@@ -114,7 +114,7 @@ def _one_per_episode(
             start = env.state_from_columns(columns, step)
             goal = env.state_from_columns(columns, step + offset)
             if _qualifies(env, protocol, start, goal):
-                recorded = recorded_actions(action[step:], protocol)
+                recorded = action[step : step + offset].astype(np.float32)
                 found = Window(number, first_row + step, start, goal, recorded)
                 break
         yield found
@@ -145,8 +145,8 @@ def row_windows(
         )
     for row in valid[draw_as_published(reachable, num_pairs, eval_seed)].tolist():
         episode = int(np.searchsorted(file.ep_offset, row, side="right")) - 1
-        rest = file.read("action", np.arange(row, file.rows(episode)[-1] + 1))
-        yield Window(episode, row, *states_at(row), recorded_actions(rest, protocol))
+        actions = file.read("action", np.arange(row, row + offset)).astype(np.float32)
+        yield Window(episode, row, *states_at(row), actions)
 
 
 def valid_rows(file: EpisodeFile, offset: int) -> npt.NDArray[np.int64]:
@@ -163,23 +163,6 @@ def draw_as_published(reachable: int, num_pairs: int, eval_seed: int) -> npt.NDA
     """Positions among the valid rows, ascending; the draw of the publication's evaluation code."""
     drawn = np.random.default_rng(eval_seed).choice(reachable, size=num_pairs, replace=False)
     return np.sort(drawn)
-
-
-def recorded_actions(rest: Array, protocol: Protocol) -> npt.NDArray[np.float32]:
-    """The actions (goal_offset + hold - 1, A) that a pair keeps of those from its start on.
-
-    An episode's last action is NaN in the published files. After the goal, where success has only to be
-    held, that one and what lies beyond the episode become zeros; a NaN before the goal stays one.
-
-    Args:
-        rest: (T, A) actions from the start to the end of its episode.
-    """
-    kept = np.zeros((protocol.recorded_steps, rest.shape[1]), dtype=np.float32)
-    taken = rest[: len(kept)]
-    kept[: len(taken)] = taken
-    after_goal = kept[protocol.goal_offset :]
-    after_goal[~np.isfinite(after_goal)] = 0.0
-    return kept
 
 
 def _restricts(protocol: Protocol, env: Env) -> bool:

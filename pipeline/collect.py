@@ -5,7 +5,7 @@ python -m pipeline.collect two_room --episodes 10000 --image-size 224 the publis
 python -m pipeline.collect two_room --episodes 50 --workers 1         in this process, without Ray
 python -m pipeline.collect two_room --episodes 500 --out data.h5      a file of your own choice
 python -m pipeline.collect push_t --policy weak+pusher                each episode by one of the two
-python -m pipeline.collect cube --render-quality fast                 no shadows: five times as fast
+python -m pipeline.collect cube --render-quality fast                 no shadows: several times faster
 python -m pipeline.collect --repack published.h5                      rewrites a published file (HDF5
                                                                       or Lance) once, for fast reading
 

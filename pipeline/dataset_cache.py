@@ -47,6 +47,7 @@ def local_copy(uri: str, expected: str | None = None) -> Path:
     Raises:
         ValueError: no such file, nothing installed that opens the URI, no room, or not the file that
             is expected.
+        OSError: the other side does not answer or breaks off; trying again may help.
     """
     if not is_remote(uri):
         return Path(uri)
@@ -93,13 +94,14 @@ def _with_fsspec(uri: str) -> tuple[int | None, Callable[[], Any]]:
         size = system.info(path).get("size")
     except FileNotFoundError:
         raise ValueError(f"dataset {uri}: no such file") from None
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, OSError) as error:
         raise _unreachable(uri, error) from None
     return size, lambda: system.open(path, "rb")
 
 
-def _unreachable(uri: str, error: Exception) -> ValueError:
-    return ValueError(f"dataset {uri} cannot be read: {(str(error).splitlines() or ['?'])[0]}")
+def _unreachable(uri: str, error: Exception) -> Exception:
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"dataset {uri} cannot be read: {(str(error).splitlines() or ['?'])[0]}")
 
 
 def _wait(lease: Lease, uri: str, console: Console) -> None:
@@ -150,7 +152,7 @@ def _fetch(
         with read() as source, atomic_file(copy) as target:
             fetched = _copy(source, target, uri, size, console)
             if size not in (None, fetched):
-                raise ValueError(f"dataset {uri}: {fetched} bytes came of {size}; try again")
+                raise OSError(f"{fetched} bytes came of {size}")
     except OSError as error:
         raise _unreachable(uri, error) from None
 

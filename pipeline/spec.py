@@ -314,6 +314,7 @@ def _joint_base(bases: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     if len(bases) == 1:
         return next(iter(bases.values()))
     keys = dict.fromkeys(key for base in bases.values() for key in base)
+    keys.pop("data.env", None)
     joint: dict[str, Any] = {"worlds": list(bases)}
     for key in keys:
         values = {name: base.get(key, "(default)") for name, base in bases.items()}
@@ -330,7 +331,7 @@ def check_base(stored: Mapping[str, Any], new: Mapping[str, Any], folder: str) -
     Raises:
         ValueError: names the first key that differs and the two ways out.
     """
-    for key in sorted({*stored, *new}):
+    for key in sorted({*stored, *new}, key=lambda key: (key != "worlds", key)):
         was, now = stored.get(key, "(default)"), new.get(key, "(default)")
         if was != now:
             raise ValueError(

@@ -112,7 +112,7 @@ def examples(world: World) -> Row:
     row = found.row(0, named=True)
     return {
         "episodes": episodes,
-        "where": f"{world.axis.name(best or '')}, seed {seed}, {row['protocol']} protocol, "
+        "where": f"{world.axis.name(best or '')}, seed {row['seed']}, {row['protocol']} protocol, "
         f"{str(row['planner']).upper()}, eval seed {row['eval_seed']}",
     }
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from lewm.clear_manifest import describe, load_manifest, read_clear_manifest
-from lewm.clear_rules import clear_protocol
+from lewm.clear_rules import TASKS, clear_protocol
 from lewm.config import DataConfig
 from lewm.data.episodes import EpisodeFile
+from lewm.envs import env_class
 from lewm.manifest import Manifest, make_manifest
 from lewm.protocol import protocol_from_dict
+from lewm.windows import FileColumns
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "manifests"
 STRICT, MODERATE = (
@@ -137,6 +139,37 @@ def test_protocols_of_all_tasks_have_our_names(source, task, env, success, hold,
         "dropped",
     )
     assert (rule.goal_offset, rule.budget, rule.history) == (25, 50, 1)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "expected"),
+    [
+        (
+            "cube",
+            "library_cube",
+            lambda c: np.linalg.norm(np.subtract(*c["privileged_block_0_pos"][[9, 0]])),
+        ),
+        ("reacher", "published_reacher", lambda c: np.abs(np.subtract(*c["qpos"][[9, 0]])).max()),
+        (
+            "pusht",
+            "published_pusht",
+            lambda c: np.linalg.norm(np.subtract(*c["state"][[9, 0], :4])),
+        ),
+        (
+            "tworoom",
+            "published_tworoom",
+            lambda c: np.linalg.norm(np.subtract(*c["proprio"][[9, 0]])),
+        ),
+    ],
+)
+def test_distances_of_our_states_are_those_of_the_published_columns(task, name, expected):
+    with EpisodeFile(GOLDENS.parent / "datasets" / f"{name}.h5") as file:
+        columns = FileColumns(file)
+        env = env_class(TASKS[task].env)
+        start, goal = (env.state_from_columns(columns, row) for row in (0, 9))
+        assert TASKS[task].distance(start, goal) == pytest.approx(
+            float(expected(columns)), rel=1e-6
+        )
 
 
 def test_the_official_protocol_of_the_first_manifests_is_the_published_one():

@@ -14,7 +14,7 @@ from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.manifest import Manifest, check_manifest, make_manifest
 from lewm.protocol import Protocol, protocol_from_dict
-from lewm.windows import BARREN_EPISODES, draw_as_published, recorded_actions
+from lewm.windows import BARREN_EPISODES, draw_as_published
 
 TOML = Path(__file__).parents[2] / "sweeps/protocols/two_room.toml"
 TABLES = tomllib.loads(TOML.read_text())
@@ -89,9 +89,8 @@ def test_held_out_pairs_of_a_named_file_are_of_its_held_out_episodes(file):
         np.testing.assert_array_equal(pair.start_state, position[pair.start_row])
         np.testing.assert_array_equal(pair.goal_state, position[pair.start_row + 25])
         assert (pair.start_state[0] < 112) != (pair.goal_state[0] < 112)
-        assert not pair.initial_success and pair.actions.shape == (26, 2)
-        recorded = action[pair.start_row : pair.start_row + 26]
-        np.testing.assert_array_equal(pair.actions, np.nan_to_num(recorded))
+        assert not pair.initial_success and pair.actions.shape == (25, 2)
+        np.testing.assert_array_equal(pair.actions, action[pair.start_row :][:25])
 
 
 def test_one_per_episode_of_the_training_file_takes_any_episode(file):
@@ -188,46 +187,29 @@ def test_generation_gives_up_after_many_barren_episodes_and_tells_its_progress()
     assert all(b[0] - a[0] in (0, 1) for a, b in itertools.pairwise(seen))
 
 
-def test_what_is_not_finite_is_named(tmp_path):
-    episodes = columns(3)
-    episodes[1]["proprio"][:] = np.nan
-    write_episodes(tmp_path / "nan.h5", episodes)
-    with EpisodeFile(tmp_path / "nan.h5") as broken:
-        begin = int(broken.ep_offset[1])
-        with pytest.raises(ValueError, match=r"episode 1, row \d+\): start_state is not finite"):
-            make_manifest(protocol("paper"), 42, begin, DATA, broken)
+@pytest.mark.parametrize("name", ["start_state", "goal_state", "actions"])
+def test_what_is_not_finite_is_named(name):
     pair = make_manifest(protocol("moderate"), 42, 1, DATA, None).pairs[0]
-    action = pair.actions.copy()
-    action[24] = np.nan
-    with pytest.raises(ValueError, match=r"pair 0 \(episode \d+, row \d+\): actions is not finite"):
-        dataclasses.replace(pair, actions=action)
-
-
-def test_actions_go_on_while_success_must_hold_and_end_in_zeros():
-    rule = protocol("strict", hold=4)
-    rest = np.arange(60, dtype=np.float32).reshape(30, 2)
-    np.testing.assert_array_equal(recorded_actions(rest, rule), rest[:28])
-    rest[-1] = np.nan
-    last = recorded_actions(rest[-26:], rule)
-    np.testing.assert_array_equal(last[:25], rest[-26:-1])
-    np.testing.assert_array_equal(last[25:], np.zeros((3, 2)))
-    assert np.isnan(recorded_actions(rest[-25:], rule)[24]).all()
+    values = getattr(pair, name).copy()
+    values[-1] = np.nan
+    with pytest.raises(ValueError, match=rf"pair 0 \(episode \d+, row \d+\): {name} is not fin"):
+        dataclasses.replace(pair, **{name: values})
 
 
 def test_the_oracle_holds_the_goal():
-    """Success is possible from step 25 on only, and must last three steps."""
+    """It arrives with step 25; where success must last three steps, it has to stay there for two more."""
     rule = protocol("strict", hold=3, success={"distance_px": 4.0})
     pair = make_manifest(rule, 42, 1, DATA, None).pairs[0]
-    walk = np.zeros((27, 2), np.float32)
-    walk[:25, 1] = 1.0
+    walk = np.zeros((25, 2), np.float32)
+    walk[:, 1] = 1.0
     start, goal = np.array([40.0, 40.0]), np.array([40.0, 165.0])
     pair = dataclasses.replace(pair, start_state=start, goal_state=goal, actions=walk)
     outcome = run_recorded(Manifest(rule, 42, (pair,)))
     assert outcome.steps_to_success.tolist() == [27] and outcome.final_distance.tolist() == [0.0]
-    late = dataclasses.replace(rule, budget=26)
-    assert run_recorded(Manifest(late, 42, (pair,))).success.tolist() == [False]
-    real = run_recorded(make_manifest(protocol("moderate", hold=3), 42, 20, DATA, None))
-    assert real.success.mean() > 0.9
+    short = dataclasses.replace(rule, budget=26)
+    assert run_recorded(Manifest(short, 42, (pair,))).success.tolist() == [False]
+    first = dataclasses.replace(rule, hold=1)
+    assert run_recorded(Manifest(first, 42, (pair,))).steps_to_success.tolist() == [25]
 
 
 def test_manifest_survives_json_exactly(file):
@@ -258,8 +240,8 @@ def test_a_manifest_of_another_dataset_is_refused(file):
 
 def test_pairs_that_do_not_fit_their_protocol_are_refused():
     manifest = make_manifest(protocol("strict"), 42, 2, DATA, None)
-    with pytest.raises(ValueError, match=r"strict: pair 0 needs 27 recorded actions.*\(25, 2\)"):
-        Manifest(protocol("strict", hold=3), 42, manifest.pairs)
+    with pytest.raises(ValueError, match=r"strict: pair 0 needs 24 recorded actions.*\(25, 2\)"):
+        Manifest(protocol("strict", goal_offset=24), 42, manifest.pairs)
     with pytest.raises(ValueError, match="same pair_id"):
         Manifest(manifest.protocol, 42, (manifest.pairs[0], manifest.pairs[0]))
 

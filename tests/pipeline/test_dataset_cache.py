@@ -1,5 +1,6 @@
 """The node's cache: one fetch for many, checked, mended, one-line errors."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -150,6 +151,21 @@ def test_what_cannot_be_opened_is_one_line(uri, message):
     with pytest.raises(ValueError, match=message) as caught:
         local_copy(uri)
     assert "\n" not in str(caught.value) and uri in str(caught.value)
+
+
+def test_a_transfer_that_breaks_off_leaves_nothing(remote, cache, monkeypatch):
+    class Breaking(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell():
+                raise ConnectionResetError("connection reset by peer")
+            return super().read(100)
+
+    content, size = remote.read_bytes(), remote.stat().st_size
+    for stream in (Breaking(content), io.BytesIO(content[:-1])):
+        monkeypatch.setattr(module, "_remote", lambda uri, s=stream: (size, lambda: s))
+        with pytest.raises(OSError, match=r"cannot be read: (connection reset|.* bytes came of)"):
+            local_copy(f"file://{remote}")
+    assert not list(cache.iterdir())
 
 
 def test_a_remote_file_that_is_no_dataset(remote, cache):

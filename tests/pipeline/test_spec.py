@@ -24,11 +24,33 @@ def test_names_known_to_the_spec_are_those_of_the_registries():
 
 
 @pytest.mark.parametrize("profile", ["quick", "small", "paper"])
-@pytest.mark.parametrize("sweep", ["lambda", "smoke"])
+@pytest.mark.parametrize("sweep", ["lambda", "smoke", "environments"])
 def test_every_profile_resolves(sweep, profile):
     found = resolve(Request(sweep, profile=profile))
-    assert len(found.trials) == len(found.points) * len(found.seeds)
-    assert found.folder == f"{sweep}-two_room-{profile}"
+    assert len(found.trials) == len(found.worlds) * len(found.points) * len(found.seeds)
+    place = "multi" if sweep == "environments" else "two_room"
+    assert found.folder == f"{sweep}-{place}-{profile}"
+
+
+def test_several_worlds_have_settings_of_their_own_and_share_trials_by_identity():
+    every = resolve(Request("environments"))
+    assert every.envs == ["two_room", "push_t", "reacher", "cube"] and every.points == [""]
+    policies = {trial.config.data.env: trial.config.data.policy for trial in every.trials}
+    assert policies["push_t"] == "weak+pusher" and policies["two_room"] == "expert"
+    assert {world.env: set(world.protocols) for world in every.worlds} == dict.fromkeys(
+        every.envs, {"paper", "moderate", "strict"}
+    )
+    one = resolve(Request("environments", envs=("push_t",)))
+    assert one.folder == "environments-push_t-quick"
+    assert {t.trial_id for t in one.trials} < {t.trial_id for t in every.trials}
+    lam = {t.trial_id for t in resolve(Request("lambda")).trials}
+    assert len(lam & {t.trial_id for t in every.trials}) == 3
+    two = resolve(Request("environments", envs=("push_t", "cube")))
+    assert two.folder.startswith("environments-multi-quick-")
+    with pytest.raises(ValueError, match=r"worlds = .*two_room"):
+        spec.check_base(every.base, two.base, every.folder)
+    with pytest.raises(ValueError, match="one environment"):
+        resolve(Request("environments", dataset="file.h5"), "fingerprint")
 
 
 def test_paper_profile_is_the_published_configuration():

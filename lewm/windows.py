@@ -1,9 +1,8 @@
 """Windows of recorded episodes: the starts and goals from which a manifest's pairs are drawn."""
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,8 +103,13 @@ def episode_windows(
 def _one_per_episode(
     protocol: Protocol, env: Env, eval_seed: int, episodes: Iterable[Episode]
 ) -> Iterator[Window | None]:
-    """For each episode a qualifying window, uniform over all of them, or None."""
+    """For each episode a qualifying window, uniform over all of them, or None.
+
+    Of a window every state must be one that the world allows under the protocol's options: the published
+    Two-Room file has episodes that cut through walls, where a `swept` disc cannot follow.
+    """
     offset = protocol.goal_offset
+    anywhere = replace(protocol, success={})
     for number, first_row, columns in episodes:
         action = columns["action"]
         rng = np.random.default_rng(np.random.SeedSequence((eval_seed, number)))
@@ -113,7 +117,10 @@ def _one_per_episode(
         for step in rng.permutation(max(0, len(action) - offset)).tolist():
             start = env.state_from_columns(columns, step)
             goal = env.state_from_columns(columns, step + offset)
-            if _qualifies(env, protocol, start, goal):
+            between = (env.state_from_columns(columns, step + i) for i in range(1, offset))
+            if _qualifies(env, protocol, start, goal) and all(
+                env.admits(anywhere, state, goal) for state in between
+            ):
                 recorded = action[step : step + offset].astype(np.float32)
                 found = Window(number, first_row + step, start, goal, recorded)
                 break
@@ -123,7 +130,10 @@ def _one_per_episode(
 def row_windows(
     protocol: Protocol, env: Env, eval_seed: int, num_pairs: int, file: EpisodeFile
 ) -> Iterator[Window]:
-    """Rows drawn as published, ascending; rows that do not qualify are dropped before the draw.
+    """Rows drawn as published, ascending.
+
+    Under a success rule that is not the world's published one, or with `pre_solved = "dropped"`, rows that
+    do not qualify are left out of the draw; that looks at every row of the file.
 
     Raises:
         ValueError: fewer rows than pairs.
@@ -134,7 +144,8 @@ def row_windows(
         return env.state_from_columns(columns, row), env.state_from_columns(columns, row + offset)
 
     valid = valid_rows(file, offset)
-    if protocol.pre_solved == "dropped" or _restricts(protocol, env):
+    asks_more = any(env.success_rule[key] != value for key, value in protocol.success.items())
+    if protocol.pre_solved == "dropped" or asks_more:
         wanted = [_qualifies(env, protocol, *states_at(row)) for row in valid.tolist()]
         valid = valid[np.array(wanted, dtype=bool)]
     reachable = len(valid) - (protocol.sampling == "rows_old")
@@ -163,14 +174,6 @@ def draw_as_published(reachable: int, num_pairs: int, eval_seed: int) -> npt.NDA
     """Positions among the valid rows, ascending; the draw of the publication's evaluation code."""
     drawn = np.random.default_rng(eval_seed).choice(reachable, size=num_pairs, replace=False)
     return np.sort(drawn)
-
-
-def _restricts(protocol: Protocol, env: Env) -> bool:
-    """Whether the protocol asks for more of a pair than the environment's defaults do."""
-    defaults = inspect.signature(type(env)).parameters
-    return any(defaults[key].default != value for key, value in protocol.options.items()) or any(
-        env.success_rule[key] != value for key, value in protocol.success.items()
-    )
 
 
 def _qualifies(env: Env, protocol: Protocol, start: State, goal: State) -> bool:

@@ -4,19 +4,21 @@ A copy lives in `$LEWM_CACHE` (default `~/.cache/lewm/datasets`; on a cluster a 
 disk) as `<hash of the URI>-<name>` with a note of where it came from and what it was found to hold.
 """
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
 
 from lewm.data.episodes import fingerprint
-from pipeline.storage import Heartbeat, Lease, Storage, atomic_file
+from pipeline.storage import Storage, atomic_file
 
 DEFAULT = "~/.cache/lewm/datasets"
 PIECE = 8 << 20
@@ -59,9 +61,7 @@ def local_copy(uri: str, expected: str | None = None) -> Path:
         return cache.path(name)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     size, read = _remote(uri)
-    lease = Lease(cache, f"{name}.owner.json")
-    _wait(lease, uri, console)
-    with Heartbeat(lease):
+    with _alone(cache.path(f".{name}.lock"), uri, console):
         if not _holds(cache, name, size, expected):
             _fetch(cache.path(name), uri, size, read, console)
             _note(cache, name, uri, expected)
@@ -104,13 +104,21 @@ def _unreachable(uri: str, error: Exception) -> Exception:
     return kind(f"dataset {uri} cannot be read: {(str(error).splitlines() or ['?'])[0]}")
 
 
-def _wait(lease: Lease, uri: str, console: Console) -> None:
+@contextmanager
+def _alone(lock: Path, uri: str, console: Console) -> Iterator[None]:
+    """Waits for its turn among the processes of this node; a killed one gives its turn up."""
     began, told = time.monotonic(), False
-    while (owner := lease.acquire()) is not None:
-        if not told and time.monotonic() - began > QUIET_S:
-            console.print(f"waiting for process {owner['pid']}, which fetches {uri}", markup=False)
-            told = True
-        time.sleep(0.2)
+    with lock.open("wb") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.2)
+            if not told and time.monotonic() - began > QUIET_S:
+                console.print(f"waiting for another process to fetch {uri}", markup=False)
+                told = True
+        yield
 
 
 def _holds(cache: Storage, name: str, size: int | None, expected: str | None) -> bool:

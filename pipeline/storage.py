@@ -167,14 +167,16 @@ class Lease:
         """Moves the stale record away and links ours in; False if somebody was faster."""
         path = self.storage.path(self.key)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if stale is None and self.storage.read_json(self.key) is not None:
+            return False
         if path.exists():
             aside = path.with_name(f".{path.name}.{self.token}.stale")
             try:
                 path.rename(aside)
             except FileNotFoundError:
                 return False
-            moved = json.loads(aside.read_text() or "{}") if aside.stat().st_size else {}
-            if moved and stale is not None and moved.get("token") != stale["token"]:
+            moved = self.storage.read_json(str(aside.relative_to(self.storage.root)))
+            if moved and moved.get("token") != (stale or {}).get("token"):
                 aside.rename(path)
                 return False
             aside.unlink()

@@ -12,6 +12,7 @@ from lewm.control import run_recorded
 from lewm.data.clips import split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import Manifest, check_manifest, make_manifest
 from lewm.protocol import Protocol, protocol_from_dict
 from lewm.windows import BARREN_EPISODES, draw_as_published
@@ -91,6 +92,21 @@ def test_held_out_pairs_of_a_named_file_are_of_its_held_out_episodes(file):
         assert (pair.start_state[0] < 112) != (pair.goal_state[0] < 112)
         assert not pair.initial_success and pair.actions.shape == (25, 2)
         np.testing.assert_array_equal(pair.actions, action[pair.start_row :][:25])
+
+
+def test_windows_of_a_named_file_are_legal_under_the_protocol(tmp_path):
+    """Recorded where walls can be cut; CLEAR-LeWM finds 14 % of the published episodes eligible."""
+    path = tmp_path / "endpoint.h5"
+    write_episodes(path, columns(60))
+    rule, data = protocol("strict"), NAMED.model_copy(update={"holdout_frac": 0.9})
+    with EpisodeFile(path) as named:
+        manifest = make_manifest(rule, 42, 6, data, named)
+        for pair in manifest.pairs:
+            for place in named.read("proprio", np.arange(pair.start_row, pair.start_row + 26)):
+                assert TwoRoomEnv.is_clear(place)
+        with pytest.raises(ValueError, match="held-out"):
+            make_manifest(rule, 42, 30, data, named)
+    assert run_recorded(manifest).success.all()
 
 
 def test_one_per_episode_of_the_training_file_takes_any_episode(file):

@@ -77,6 +77,14 @@ def test_an_owner_that_lost_its_token_cannot_renew(storage):
     assert storage.read_json("o.json")["token"] == "new"
 
 
+def test_a_lease_taken_in_between_is_not_stolen_and_a_torn_one_is_replaced(storage):
+    mine, other = Lease(storage, "o.json"), Lease(storage, "o.json")
+    assert other.acquire() is None
+    assert not mine._replace(None) and other.held()
+    storage.path("o.json").write_text('{"token": "x", "ho')
+    assert mine.acquire() is None and mine.held()
+
+
 def test_a_heartbeat_releases_at_its_end(storage):
     lease = Lease(storage, "o.json")
     assert lease.acquire() is None

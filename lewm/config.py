@@ -173,8 +173,8 @@ class PlanningConfig(Frozen):
     """Planned action blocks."""
     execute: Count = 5
     """Blocks executed before planning again (5 of 5: the whole plan)."""
-    history: Count = 1
-    """Context frames at planning time."""
+    history: Count | None = None
+    """Context frames at planning time; None: as many as the protocol says."""
     chunk: Count = 10
     """Episodes planned together; fixed and padded, so it never depends on their number."""
     icem_beta: NonNegative = 2.0

@@ -95,8 +95,10 @@ def run_planner(
     if agent is not None:
         agent.method.eval()
 
+    history = config.history or manifest.protocol.history
+
     def plan(chunk: "_Chunk") -> Array:
-        frames = None if planner.raw else chunk.frames(config.history)
+        frames = None if planner.raw else chunk.frames(history)
         begin = time.perf_counter()
         cost = None if agent is None or frames is None else _make_cost(chunk, agent, *frames)
         width = action_block * chunk.action_dim

@@ -6,9 +6,10 @@ redoes none. A cell is done when its marker says so and its Parquet part is whol
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from lewm.config import Config, dataset_id, digest
@@ -67,21 +68,45 @@ def dataset_name(config: Config, fingerprint: str | None) -> str:
     return dataset_id(config) if config.data.dataset is None else f"file-{fingerprint}"
 
 
-def ensure_manifests(spec: Spec, storage: Storage, datasets: Mapping[str, str]) -> Manifests:
-    """Every manifest the sweep's planning cells need, made once and kept in the storage."""
+def ensure_manifests(
+    spec: Spec,
+    storage: Storage,
+    datasets: Mapping[str, str],
+    hashes: Mapping[str, str],
+    progress: Callable[[str, int, int], None],
+) -> Manifests:
+    """Every manifest the sweep's planning cells need, made once and kept in the storage.
+
+    Args:
+        datasets: paths or URIs by dataset name.
+        hashes: their content hashes or fingerprints.
+        progress: told the manifest's name, and how many of its pairs are found and asked for.
+
+    Raises:
+        ValueError: too few pairs, or a stored manifest whose pairs came from another dataset.
+    """
     from lewm.data.episodes import EpisodeFile
-    from lewm.manifest import make_manifest
+    from lewm.manifest import Manifest, check_manifest, make_manifest
     from lewm.protocol import protocol_from_dict
 
     for config, want in _wanted_manifests(spec):
+        name = dataset_name(config, spec.fingerprint)
         if _stored_hash(storage, want.key) is None:
             protocol = protocol_from_dict(config.data.env, want.name, want.protocol)
-            path = datasets.get(dataset_name(config, spec.fingerprint))
+            path = datasets.get(name)
             with nullcontext() if path is None else EpisodeFile(local_copy(path)) as episodes:
                 manifest = make_manifest(
-                    protocol, want.eval_seed, want.num_pairs, config.data, episodes
+                    protocol,
+                    want.eval_seed,
+                    want.num_pairs,
+                    config.data,
+                    episodes,
+                    dataset_hash=hashes.get(name),
+                    progress=partial(progress, f"{protocol.env} {protocol.name}"),
                 )
             storage.write_bytes(want.key, manifest.to_json().encode())
+        stored = Manifest.from_json(storage.path(want.key).read_text())
+        check_manifest(stored, hashes.get(name, ""))
     return known_manifests(spec, storage)
 
 

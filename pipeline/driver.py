@@ -131,7 +131,7 @@ class _Invocation:
         with self._progress() as progress:
             if self.options.train and not self.stop():
                 self._train(progress, delivery.tracker)
-            manifests = {} if self.stop() else self._manifests()
+            manifests = {} if self.stop() else self._manifests(progress)
             if not self.stop():
                 self._evaluate(progress, manifests)
         if self.stop():
@@ -223,8 +223,8 @@ class _Invocation:
                     {"status": "failed", "error": f"after {RETRIES} retries: {error}"},
                 )
 
-    def _manifests(self) -> Manifests:
-        return ensure_manifests(self.spec, self.storage, self.datasets)
+    def _manifests(self, progress: Progress) -> Manifests:
+        return ensure_manifests(self.spec, self.storage, self.datasets, self.hashes, progress.pairs)
 
     def _cells(self, manifests: Manifests) -> dict[str | None, list[Cell]]:
         cells: dict[str | None, list[Cell]] = {None: floor_cells(self.spec, manifests)}

@@ -83,6 +83,11 @@ class Progress:
             self.line(f"{row['name']}: {row['status']} at step {row.get('step', 0)}")
         self._refresh()
 
+    def pairs(self, name: str, found: int, asked: int) -> None:
+        """Start/goal pairs of a manifest are being drawn; slow worlds take seconds for each."""
+        self.phase = f"drawing pairs for {name}, {found}/{asked}"
+        self._refresh()
+
     def begin_cells(self, total: int) -> None:
         """Training is over; `total` evaluation tasks follow."""
         self.phase = "evaluating"

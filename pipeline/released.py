@@ -64,7 +64,7 @@ def resolve(request: Request) -> Spec:
     extra = _plain({"profile": request.profile, "units": units, **asked})
     return Spec(
         name=f"weights-{weights}",
-        question=f"What does the checkpoint {request.weights.name} reach in {env}?",
+        question=_question(request),
         profile=request.profile,
         folder=f"weights-{weights}-{env}-{digest(extra, 6)}",
         stages=STAGE_NAMES if has_data else ("planning", "examples"),
@@ -75,6 +75,16 @@ def resolve(request: Request) -> Spec:
         released=True,
         knows_lam=training is not None,
     )
+
+
+def _question(request: Request) -> str:
+    text = f"What does the checkpoint {request.weights.name} reach in {request.env}?"
+    if request.dataset is not None:
+        text += (
+            f" Whoever trained it may have trained on every episode of {Path(request.dataset).name}, "
+            "the held-out ones of our split included."
+        )
+    return text
 
 
 def _plain(extra: dict[str, Any]) -> dict[str, Any]:

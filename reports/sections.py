@@ -230,12 +230,11 @@ def _planner_words(planning: Mapping[str, Any]) -> list[tuple[str, str]]:
         "num_elites",
         "horizon",
         "execute",
-        "history",
     )
     rows = []
     if all(key in known for key in needed):
         size = "{num_samples} samples × {num_iterations} iterations, {num_elites} elites"
-        plan = "{horizon} blocks, {execute} executed; {history} context frames"
+        plan = "{horizon} blocks, {execute} executed"
         rows.append(("planner", f"{known['planner'].upper()}: {size.format(**known)}"))
         rows.append(("horizon", plan.format(**known)))
     if "num_pairs" in known and "eval_seeds" in known:
@@ -258,6 +257,7 @@ PROTOCOL_WORDS = {
     "sampling": "start sampling",
     "options": "world's options",
     "hold": "success must hold (steps)",
+    "history": "context frames of a plan",
     "goal_offset": "goal offset (steps)",
     "budget": "budget (steps)",
     "success": "success rule",

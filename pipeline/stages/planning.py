@@ -30,6 +30,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     outcomes = run_planner(manifest, make_planner(settings), settings, block, trial.agent)
     columns = ("planner", "num_samples", "num_iterations", "num_elites", "horizon", "history")
     fixed = {name: getattr(settings, name) for name in columns}
+    fixed["history"] = settings.history or manifest.protocol.history
     if settings.planner == "gradient":
         fixed["num_samples"] = settings.gradient_num_starts
         fixed["num_iterations"] = settings.gradient_num_steps

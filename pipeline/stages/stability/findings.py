@@ -9,6 +9,8 @@ from pipeline import stats
 
 Row = dict[str, Any]
 LAM_KEY = "loss.lam="
+READ_WELL = 0.7
+"""Pearson r from which a probe counts as reading a quantity, in words only."""
 
 
 def label(point: str | None, lam: float | None) -> str:
@@ -236,13 +238,19 @@ def _probing(every: pl.DataFrame, best: Row) -> str:
     )
     if rows.is_empty() or not best:
         return ""
-    per_layer = rows.group_by("layer").agg(pl.col("mean").min()).sort("mean", "layer")
-    layer, low = per_layer.row(per_layer.height - 1)
+    per_layer = rows.group_by("layer").agg(pl.col("mean").mean()).sort("mean", "layer")
+    layer = per_layer["layer"][-1]
+    read = rows.filter(layer=layer).sort("mean", "target").to_dicts()
     source = {"projected": "projected embedding", "encoder": "encoder's output"}.get(layer, layer)
-    return (
-        f"At {best['text']} a linear probe of the {source} reads every quantity with r of at least "
-        f"{low:.2f} (mean over seeds)"
+    begin = f"At {best['text']} a linear probe of the {source} reads"
+    worst, top = read[0], read[-1]
+    if worst["mean"] >= READ_WELL:
+        return f"{begin} every quantity with r of at least {worst['mean']:.2f} (mean over seeds)"
+    well = sum(row["mean"] >= READ_WELL for row in read)
+    ends = (
+        f"best {top['target']} ({top['mean']:.2f}), worst {worst['target']} ({worst['mean']:.2f})"
     )
+    return f"{begin} {well} of {len(read)} quantities with r of at least {READ_WELL:g}: {ends}"
 
 
 def _surprise(every: pl.DataFrame, comparison: pl.DataFrame, best: Row) -> str:

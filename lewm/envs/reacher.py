@@ -293,8 +293,8 @@ def _load_model() -> mujoco.MjModel:
 
 def _put(model: mujoco.MjModel, data: mujoco.MjData, state: Array) -> None:
     values = np.asarray(state, dtype=np.float64)
-    if values.shape != (4,):
-        raise ValueError(f"reacher: a state has 4 numbers, got shape {values.shape}")
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f"reacher: a state has 4 finite numbers, got {state!r}")
     mujoco.mj_resetData(model, data)
     data.qpos[:], data.qvel[:] = values[:2], values[2:]
     mujoco.mj_forward(model, data)

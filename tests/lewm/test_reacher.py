@@ -198,7 +198,8 @@ def test_without_opengl_it_steps_and_says_in_one_line_what_drawing_needs():
         (lambda: make_env("reacher", render_quality="best"), "exact or fast"),
         (lambda: make_env("reacher").step(np.zeros(3)), "2 finite numbers"),
         (lambda: make_env("reacher").step(np.array([0.0, np.nan])), "2 finite numbers"),
-        (lambda: make_env("reacher").set_state(np.zeros(3)), "4 numbers"),
+        (lambda: make_env("reacher").set_state(np.zeros(3)), "4 finite numbers"),
+        (lambda: make_env("reacher").set_state(np.full(4, np.nan)), "4 finite numbers"),
         (
             lambda: make_env("reacher").make_behaviour("random+ki", np.random.default_rng(0)),
             "did you mean 'ik'",

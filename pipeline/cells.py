@@ -89,7 +89,7 @@ def ensure_manifests(
     from lewm.manifest import Manifest, check_manifest, make_manifest
     from lewm.protocol import protocol_from_dict
 
-    for config, want in _wanted_manifests(spec):
+    for config, want in wanted_manifests(spec):
         name = dataset_name(config, spec.fingerprint)
         if _stored_hash(storage, want.key) is None:
             protocol = protocol_from_dict(config.data.env, want.name, want.protocol)
@@ -117,7 +117,7 @@ def known_manifests(spec: Spec, storage: Storage) -> Manifests:
         ValueError: one is missing or unreadable.
     """
     found: Manifests = {}
-    for config, want in _wanted_manifests(spec):
+    for config, want in wanted_manifests(spec):
         stored = _stored_hash(storage, want.key)
         if stored is None:
             raise ValueError(f"no whole manifest {storage.path(want.key)}")
@@ -136,7 +136,8 @@ def _stored_hash(storage: Storage, key: str) -> str | None:
         return None
 
 
-def _wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:
+def wanted_manifests(spec: Spec) -> Iterator[tuple[Config, ManifestRef]]:
+    """A config of each dataset with every manifest that its planning cells need, hashes unknown."""
     if not set(PLANS) & set(spec.stages):
         return
     configs = {dataset_name(t.config, spec.fingerprint): t for t in spec.trials}

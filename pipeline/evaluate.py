@@ -219,12 +219,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--env", help="its environment")
     add("--profile", help="settings of data and planner (default: paper)")
     add("--protocol", metavar="NAME,...", help="protocols to plan under (default: the profile's)")
+    add("--manifest", metavar="FILE", type=Path, help="pairs of ours or CLEAR-LeWM's instead")
     add("--dataset", metavar="FILE", help="the file it was trained on, or its URI")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
     return parser.parse_args(argv)
 
 
-FOR_WEIGHTS = ("env", "profile", "protocol", "dataset", "set")
+FOR_WEIGHTS = ("env", "profile", "protocol", "manifest", "dataset", "set")
 
 
 def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
@@ -247,11 +248,12 @@ def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
         profile=args.profile or "paper",
         protocols=tuple(args.protocol.split(",")) if args.protocol else None,
         dataset=args.dataset,
+        manifest=args.manifest,
         overrides=dict(parse_assignment(text) for text in args.set),
     )
-    spec = released.resolve(request)
+    spec, manifest = released.resolve(request)
     storage.check_writable()
-    released.store(spec, storage, args.weights)
+    released.store(spec, storage, args.weights, manifest)
     return spec
 
 

@@ -6,15 +6,19 @@ files in `trials/<id>/released/`. What is not known of it (λ, training seed) st
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lewm.config import Config, digest, lay, make_config
+from pipeline.cells import wanted_manifests
 from pipeline.dataset_cache import absolute, local_copy
 from pipeline.shipped import choice, env_names, layers, load_profile
-from pipeline.spec import STAGE_NAMES, Spec, Trial, make_world
+from pipeline.spec import STAGE_NAMES, Spec, Trial, World, make_world
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from lewm.manifest import Manifest
 
 FOLDER = "released"
 FILES = ("weights.pt", "config.json", "normaliser.json", "training.json")
@@ -29,18 +33,20 @@ class Request:
     profile: str = "paper"
     protocols: tuple[str, ...] | None = None
     dataset: str | None = None
+    manifest: Path | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve(request: Request) -> Spec:
-    """The evaluation of a released checkpoint as a sweep.
+def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
+    """The evaluation of a released checkpoint as a sweep, and the manifest that it was given.
 
     With a dataset (named, or known because the weights are an export of ours) every stage runs;
-    without one, what plans on generated episodes.
+    without one, what plans on generated episodes. A manifest, ours or CLEAR-LeWM's, brings its protocol
+    with it.
 
     Raises:
-        ValueError: one line: broken weights, another world's, no action units, or a protocol that
-            needs the training file.
+        ValueError: one line: broken weights, another world's, no action units, a protocol that needs
+            the training file, or a manifest of another dataset.
     """
     from lewm.data.episodes import fingerprint as fingerprint_of
     from lewm.released import load_normaliser, load_released, weights_hash
@@ -50,9 +56,13 @@ def resolve(request: Request) -> Spec:
     released, _ = load_released(request.weights)
     _check_actions(env, read_config(request.weights / "config.json")[1], request.weights)
     training = _training(request.weights, env)
-    config = _config(request, env, released, training)
     fingerprint = None if request.dataset is None else fingerprint_of(local_copy(request.dataset))
-    world = make_world("lewm", env, (("", config),), {}, "--protocol")
+    manifest = _manifest(request, fingerprint)
+    config = _config(request, env, released, training, manifest)
+    if manifest is None:
+        world = make_world("lewm", env, (("", config),), {}, "--protocol")
+    else:
+        world = World("lewm", env, (("", config),), {manifest.protocol.name: _table(manifest)}, {})
     collected = training is not None and training.data.dataset is None
     has_data = fingerprint is not None or collected
     if not has_data:
@@ -61,8 +71,9 @@ def resolve(request: Request) -> Spec:
     normaliser = load_normaliser(request.weights)
     units = normaliser.to_dict() if normaliser else fingerprint
     asked = {"protocols": request.protocols, "dataset": fingerprint, **request.overrides}
+    asked["manifest"] = manifest and manifest.hash
     extra = _plain({"profile": request.profile, "units": units, **asked})
-    return Spec(
+    spec = Spec(
         name=f"weights-{weights}",
         question=_question(request),
         profile=request.profile,
@@ -75,6 +86,29 @@ def resolve(request: Request) -> Spec:
         released=True,
         knows_lam=training is not None,
     )
+    return spec, manifest
+
+
+def _manifest(request: Request, fingerprint: str | None) -> "Manifest | None":
+    """The manifest named on the command line, its protocol's name made unique by its hash."""
+    if request.manifest is None:
+        return None
+    from lewm.clear_manifest import load_manifest
+    from lewm.data.episodes import EpisodeFile
+
+    if request.dataset is None:
+        raise ValueError("--manifest names rows of a dataset: add --dataset FILE")
+    if request.protocols is not None:
+        raise ValueError("--manifest brings its own protocol; leave --protocol out")
+    with EpisodeFile(local_copy(request.dataset)) as episodes:
+        found = load_manifest(request.manifest, episodes, dataset_hash=fingerprint, env=request.env)
+    name = f"{found.protocol.name}-{found.hash[:6]}"
+    return replace(found, protocol=replace(found.protocol, name=name))
+
+
+def _table(manifest: "Manifest") -> dict[str, Any]:
+    table = manifest.protocol.to_dict()
+    return {key: value for key, value in table.items() if key not in ("name", "env")}
 
 
 def _question(request: Request) -> str:
@@ -117,7 +151,13 @@ def _training(weights: Path, env: str) -> Config | None:
     return config
 
 
-def _config(request: Request, env: str, released: Config, training: Config | None) -> Config:
+def _config(
+    request: Request,
+    env: str,
+    released: Config,
+    training: Config | None,
+    manifest: "Manifest | None",
+) -> Config:
     """Sizes from the weights, data and identity from the training if known, the rest from the profile."""
     known: dict[str, Any] = {}
     if training is not None:
@@ -130,6 +170,10 @@ def _config(request: Request, env: str, released: Config, training: Config | Non
         chosen["planning.protocols"] = list(request.protocols)
     if request.dataset is not None:
         chosen["data.dataset"] = absolute(request.dataset)
+    if manifest is not None:
+        chosen["planning.protocols"] = [manifest.protocol.name]
+        chosen["planning.eval_seeds"] = [manifest.eval_seed]
+        chosen["planning.num_pairs"] = len(manifest.pairs)
     profile = layers(load_profile(request.profile), env, "lewm")
     return make_config(lay(*profile, {"data.env": env}, known, sizes, chosen, request.overrides))
 
@@ -148,9 +192,13 @@ def _check_without_data(weights: Path, protocols: dict[str, dict[str, Any]]) -> 
         )
 
 
-def store(spec: Spec, storage: Storage, weights: Path) -> None:
-    """Copies the released files into the storage, as a trial that is done."""
+def store(spec: Spec, storage: Storage, weights: Path, manifest: "Manifest | None") -> None:
+    """Copies the released files into the storage, as a trial that is done, and the manifest."""
     from lewm.released import load_released
+
+    if manifest is not None:
+        for _, want in wanted_manifests(spec):
+            storage.write_bytes(want.key, manifest.to_json().encode())
 
     (trial,) = spec.trials
     key = f"trials/{trial.trial_id}"

@@ -62,6 +62,7 @@ BAD = {
     "unknown planner": (["--set", "planning.planner=cm"], "did you mean 'cem'"),
     "a sweep beside it": (["lambda"], "no sweep beside it"),
     "no such dataset": (["--dataset", "none.h5"], "none.h5"),
+    "a manifest without data": (["--manifest", "pairs.json"], "add --dataset FILE"),
 }
 
 
@@ -90,7 +91,7 @@ def test_without_units_or_data_it_says_what_is_missing(exported, tmp_path, capsy
 
 @pytest.mark.ci
 def test_an_export_is_evaluated_with_and_without_its_data(exported, tmp_path):
-    weights, storage, _ = exported
+    weights, storage, dataset = exported
     assert call(weights, storage, "--protocol", "paper,strict", "--only", "planning,examples") == 0
     (folder,) = (storage / "sweeps").glob("weights-*-two_room-*")
     planning = read_table(folder, "planning").filter(pl.col("trial_id").is_not_null())
@@ -105,3 +106,10 @@ def test_an_export_is_evaluated_with_and_without_its_data(exported, tmp_path):
     assert rows["lam"].null_count() == rows.height == 3
     assert rows["success"].to_list() == planning.filter(protocol="strict")["success"].to_list()
     assert not list((tmp_path / "runs" / "datasets").glob("*"))
+    (manifest,) = (storage / "manifests").glob("two_room-strict-*.json")
+    given = ("--manifest", str(manifest), "--dataset", str(dataset), "--only", "planning")
+    assert call(weights, tmp_path / "given", *given) == 0
+    (third,) = (tmp_path / "given" / "sweeps").glob("weights-*")
+    again = read_table(third, "planning").filter(pl.col("trial_id").is_not_null())
+    assert again["protocol"].unique().to_list()[0].startswith("strict-")
+    assert again["success"].to_list() == rows["success"].to_list()

@@ -5,7 +5,7 @@ python -m pipeline.collect two_room --episodes 10000 --image-size 224 the publis
 python -m pipeline.collect two_room --episodes 50 --workers 1         in this process, without Ray
 python -m pipeline.collect two_room --episodes 500 --out data.h5      a file of your own choice
 python -m pipeline.collect push_t --policy weak+pusher                each episode by one of the two
-python -m pipeline.collect cube --render-quality fast                 no shadows: several times faster
+python -m pipeline.collect cube --render-quality fast                 several times faster
 python -m pipeline.collect --repack published.h5                      rewrites a published file (HDF5
                                                                       or Lance) once, for fast reading
 
@@ -314,7 +314,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("env", nargs="?", help=f"environment: {', '.join(sorted(ENVS))}")
     add("--episodes", type=int, default=500, help="number of episodes (default: 500)")
     add("--policy", help="behaviour policy, or a mixture a+b (default: that of the quick profile)")
-    add("--render-quality", default="exact", help="exact, or fast (reacher, cube) without shadows")
+    add(
+        "--render-quality",
+        default="exact",
+        help="exact, or fast: reacher and cube without antialiasing, cube without shadows",
+    )
     add("--image-size", type=int, default=64, help="pixels per side of a frame (default: 64)")
     add("--max-steps", type=int, default=100, help="longest episode, in steps (default: 100)")
     add("--seed", type=int, default=3072, help="seed of the collection (default: 3072)")

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
@@ -22,9 +21,9 @@ from lewm.envs import cube_rows as rows
 from lewm.envs.base import Array, Env, Random, State, Violation, ViolationKind
 from lewm.envs.cube_policies import Markov, Plan
 from lewm.envs.cube_rows import BLOCK, BLOCK_QUAT, BLOCK_VEL, QPOS, QVEL, check_state, cube_angle
-from lewm.envs.gl import Canvas, Quality
+from lewm.envs.gl import Canvas, Quality, mujoco, without_gl
 
-with warnings.catch_warnings():  # see cube_policies
+with warnings.catch_warnings(), without_gl():  # see cube_policies
     warnings.simplefilter("ignore")
     from ogbench.manipspace.envs.cube_env import CubeEnv as OGBenchCube
 

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lewm.envs.base import Env
+from lewm.envs.gl import without_gl
 
-with warnings.catch_warnings():  # importing it opens a window library, which misses the display
+with warnings.catch_warnings(), without_gl():  # it opens a window library without a display
     warnings.simplefilter("ignore")
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
     from ogbench.manipspace.oracles.plan.cube_plan import CubePlanOracle

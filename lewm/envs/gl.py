@@ -1,17 +1,51 @@
 """Pictures of MuJoCo worlds: an OpenGL context made on the first frame, never before.
 
 Stepping needs no OpenGL. The backend is that of `MUJOCO_GL` (`egl` or `osmesa`), else EGL where
-it works, else OSMesa.
+it works, else OSMesa. Worlds take `mujoco` from here, as its import can fail where a library is missing.
 """
 
+import atexit
+import contextlib
+import functools
 import importlib
 import os
+import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any, Literal
 
-import mujoco
 import numpy as np
 import numpy.typing as npt
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def without_gl() -> contextlib.AbstractContextManager[None]:
+    """What is imported within it loads no OpenGL, whatever `MUJOCO_GL` says; a `Canvas` draws all the same."""
+    return _environment(MUJOCO_GL="disabled")
+
+
+try:
+    import mujoco
+except ModuleNotFoundError:
+    raise
+except Exception:  # its import loads what MUJOCO_GL names; only drawing needs that
+    with without_gl():
+        import mujoco
+
+__all__ = ["Canvas", "Quality", "mujoco", "without_gl"]
 
 BACKENDS = ("egl", "osmesa")
 PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6"
@@ -43,18 +77,18 @@ class Canvas:
     ) -> None:
         self._size = size
         self._model = model
+        backend = _backend_for(world)
         quality = model.vis.quality
         asked = quality.offsamples, quality.shadowsize
         if fast:
             quality.offsamples = 0
         if not shadows:
             quality.shadowsize = 0
-        self._gl = _context(world, size)
-        self._gl.make_current()
-        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        self._gl, self._drawing = _open(backend, model, size)
         quality.offsamples, quality.shadowsize = asked
-        self.close = weakref.finalize(self, _free, self._gl, self._drawing)
-        """Frees the context; happens by itself too, at the latest before the interpreter ends."""
+        self._when_dropped = weakref.finalize(self, _free, self._gl, self._drawing)
+        self._when_dropped.atexit = False  # `_close_all`, which runs before EGL itself is shut down
+        _canvases.add(self)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._drawing)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         if not shadows:
@@ -77,6 +111,22 @@ class Canvas:
         mujoco.mjr_readPixels(frame, None, view, self._drawing)
         return frame[::-1].copy()
 
+    def close(self) -> None:
+        """Frees the context; happens by itself too, at the latest before the interpreter ends."""
+        if self._when_dropped.detach():
+            _free(self._gl, self._drawing)
+
+
+_canvases: weakref.WeakSet[Canvas] = weakref.WeakSet()
+
+
+def _open(backend: str, model: mujoco.MjModel, size: int) -> tuple[Any, mujoco.MjrContext]:
+    """A context of a backend, made current, and MuJoCo's drawing in it."""
+    with _environment(MUJOCO_GL=backend, PYOPENGL_PLATFORM=backend):
+        context = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+        context.make_current()
+        return context, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+
 
 def _free(context: Any, drawing: mujoco.MjrContext) -> None:
     context.make_current()
@@ -84,17 +134,40 @@ def _free(context: Any, drawing: mujoco.MjrContext) -> None:
     context.free()
 
 
-def _context(world: str, size: int) -> Any:
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    known = (chosen,) if chosen in BACKENDS else () if chosen else BACKENDS
+def _close_all() -> None:
+    for canvas in list(_canvases):
+        canvas.close()
+
+
+def _backend_for(world: str) -> str:
+    chosen = os.environ.get("MUJOCO_GL", "").strip().lower()
+    backend = _backend(chosen)
+    if backend is None:
+        tried = f"MUJOCO_GL={chosen} does not give" if chosen else "neither egl nor osmesa gives"
+        raise ValueError(
+            f"{world}: drawing needs OpenGL without a window, and {tried} it here: apt-get install "
+            f"-y {PACKAGES}, and set MUJOCO_GL to egl or osmesa (egl draws on a GPU where there is one)"
+        )
+    return backend
+
+
+@functools.cache
+def _backend(chosen: str) -> str | None:
+    """The chosen backend, or else the first, with which MuJoCo can draw; None where there is none."""
+    known = BACKENDS if not chosen else (chosen,) if chosen in BACKENDS else ()
     for name in known:
         try:
-            os.environ["PYOPENGL_PLATFORM"] = name
-            return importlib.import_module(f"mujoco.{name}").GLContext(size, size)
+            _free(*_open(name, mujoco.MjModel.from_xml_string("<mujoco/>"), 8))
         except Exception:  # each backend raises what its library stumbles over
-            continue
-    tried = f"MUJOCO_GL={chosen}" if chosen else "neither MUJOCO_GL=egl nor osmesa"
-    raise ValueError(
-        f"{world}: drawing needs OpenGL, and {tried} works here: apt-get install -y {PACKAGES}, and "
-        "set MUJOCO_GL to egl or osmesa (egl draws on a GPU where there is one)"
-    )
+            _forget_pyopengl()
+        else:
+            atexit.register(_close_all)
+            return name
+    return None
+
+
+def _forget_pyopengl() -> None:
+    """Lets the next backend import PyOpenGL anew, which keeps to the platform it was imported for."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "OpenGL" or name.startswith("mujoco.egl"):
+            del sys.modules[name]

@@ -5,6 +5,8 @@ ball made invisible. The goal is a pose of the arm: another state. Nothing but M
 changed (switched off), so that what happens next is a function of the state alone.
 """
 
+import copy
+import functools
 import importlib.util
 import math
 from collections.abc import Mapping
@@ -12,72 +14,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
-import mujoco
 import numpy as np
 import numpy.typing as npt
 
 from lewm.envs.base import Array, Env, Random, State, Violation, ViolationKind
-from lewm.envs.gl import Canvas, Quality
+from lewm.envs.gl import Canvas, Quality, mujoco
+from lewm.envs.reacher_policies import (
+    JOINT_RAD,
+    WRIST_LIMIT,
+    InverseKinematics,
+    fingertip,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from lewm.protocol import Protocol as EvaluationProtocol
 
 ACTION_REPEAT = 2
-LINKS_M = (0.12, 0.12)
-WRIST_LIMIT = math.radians(160)
-JOINT_RAD = 0.05
 TELEPORT_M = 0.1
 RED = (0.9, 0.1, 0.1, 1.0)
 TARGET_M = 0.015
-
-
-class InverseKinematics:
-    """Drives the fingertip to random places: inverse kinematics and a noisy PD controller on the joints.
-
-    A new place and elbow are drawn when the last is reached or `PATIENCE` steps have passed.
-    """
-
-    KP, KD, NOISE, PATIENCE = 4.0, 0.15, 0.15, 40
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-        self._wanted: npt.NDArray[np.float64] | None = None
-        self._steps = 0
-
-    def reset(self, env: Env) -> None:
-        """Forgets the place it was going to."""
-        self._wanted = None
-
-    def act(self, env: Env) -> npt.NDArray[np.float32]:
-        """Torques (2,) towards the wanted joint angles."""
-        state = env.get_state()
-        angles, velocities = state[:2], state[2:]
-        if self._wanted is None or self._steps >= self.PATIENCE or self._is_there(state):
-            self._wanted, self._steps = self._draw(), 0
-        self._steps += 1
-        error = self._wanted - angles
-        error[0] = _wrap(error[0])
-        torques = self.KP * error - self.KD * velocities + self._rng.normal(0, self.NOISE, 2)
-        return np.clip(torques, -1.0, 1.0).astype(np.float32)
-
-    def _is_there(self, state: State) -> bool:
-        assert self._wanted is not None
-        gap = self._wanted - state[:2]
-        return bool(max(abs(_wrap(gap[0])), abs(gap[1])) < JOINT_RAD)
-
-    def _draw(self) -> npt.NDArray[np.float64]:
-        """Joint angles for a fingertip place uniform over the reachable disc, either elbow."""
-        first, second = LINKS_M
-        nearest = math.sqrt(
-            first**2 + second**2 - 2 * first * second * math.cos(math.pi - WRIST_LIMIT)
-        )
-        low, high = (nearest * 1.05) ** 2, (first + second) ** 2
-        radius = math.sqrt(self._rng.uniform(low, high))
-        bearing = self._rng.uniform(-math.pi, math.pi)
-        cosine = (radius**2 - first**2 - second**2) / (2 * first * second)
-        wrist = math.acos(min(max(cosine, -1.0), 1.0)) * (1 if self._rng.random() < 0.5 else -1)
-        inner = math.atan2(second * math.sin(wrist), first + second * math.cos(wrist))
-        return np.array([_wrap(bearing - inner), wrist])
 
 
 class ReacherEnv(Env):
@@ -117,13 +73,12 @@ class ReacherEnv(Env):
         self.image_size = image_size
         self.render_quality: Quality = render_quality
         self.render_mode = render_mode
-        self._model = _load_model()
+        self._model = copy.copy(_compiled())
         self._data, self._drawn = mujoco.MjData(self._model), mujoco.MjData(self._model)
         self._canvas: Canvas | None = None
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._goal = np.zeros(4)
-        self._target = np.zeros(2)
         self.set_state(np.zeros(4))
 
     def reset(
@@ -198,7 +153,7 @@ class ReacherEnv(Env):
 
     def set_goal(self, goal_state: Array) -> None:
         """Makes the pose in `goal_state` the goal."""
-        self._goal = np.asarray(goal_state, dtype=np.float64).copy()
+        self._goal = _checked(goal_state).copy()
 
     def goal_distance(self) -> float:
         """The larger of the two joints' distances to the goal, in rad, without angle wrap."""
@@ -217,7 +172,7 @@ class ReacherEnv(Env):
             return bool(np.linalg.norm(tips[0] - tips[1]) <= rule["endpoint_m"])
         shoulder, wrist = self._data.qpos - self._goal[:2]
         if rule["shoulder_periodic"]:
-            shoulder = _wrap(shoulder)
+            shoulder = wrap(shoulder)
         return bool(max(abs(shoulder), abs(wrist)) < rule["joint_rad"])
 
     def admits(self, protocol: "EvaluationProtocol", start: Array, goal: Array) -> bool:
@@ -249,7 +204,10 @@ class ReacherEnv(Env):
     @staticmethod
     def state_from_columns(columns: Mapping[str, Array], row: int) -> State:
         """Angles and velocities, from `qpos` and `qvel`."""
-        return np.concatenate([columns["qpos"][row], columns["qvel"][row]]).astype(np.float64)
+        picked = {
+            name: columns[name][row : row + 1] for name in ("qpos", "qvel") if name in columns
+        }
+        return _states(picked)[0]
 
     @staticmethod
     def coverage(columns: Mapping[str, Array], ep_len: Array) -> dict[str, float]:
@@ -269,17 +227,12 @@ class ReacherEnv(Env):
         }
 
 
-def fingertip(angles: Array) -> npt.NDArray[np.float64]:
-    """Places (N, 2) of the fingertip in m, from joint angles (N, 2)."""
-    first, second = LINKS_M
-    reach, bend = angles[:, 0], angles[:, 0] + angles[:, 1]
-    x = first * np.cos(reach) + second * np.cos(bend)
-    y = first * np.sin(reach) + second * np.sin(bend)
-    return np.stack([x, y], axis=1)
+@functools.cache
+def _compiled() -> mujoco.MjModel:
+    """The suite's `hard` model, target invisible; found without importing the suite, which takes seconds.
 
-
-def _load_model() -> mujoco.MjModel:
-    """The suite's `hard` model, target invisible; found without importing the suite, which takes seconds."""
+    Compiling it takes 65 ms, a copy 9: an environment is made for every collected episode.
+    """
     found = importlib.util.find_spec("dm_control")
     if found is None or not found.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'dm_control'", name="dm_control")
@@ -292,12 +245,18 @@ def _load_model() -> mujoco.MjModel:
 
 
 def _put(model: mujoco.MjModel, data: mujoco.MjData, state: Array) -> None:
-    values = np.asarray(state, dtype=np.float64)
-    if values.shape != (4,) or not np.isfinite(values).all():
-        raise ValueError(f"reacher: a state has 4 finite numbers, got {state!r}")
+    values = _checked(state)
     mujoco.mj_resetData(model, data)
     data.qpos[:], data.qvel[:] = values[:2], values[2:]
     mujoco.mj_forward(model, data)
+
+
+def _checked(state: Array) -> State:
+    """The state; MuJoCo itself would put zeros in the place of NaN."""
+    values = np.asarray(state, dtype=np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise ValueError(f"reacher: a state has 4 finite numbers, got {state!r}")
+    return values
 
 
 def _states(columns: Mapping[str, Array]) -> npt.NDArray[np.float64]:
@@ -310,10 +269,6 @@ def _states(columns: Mapping[str, Array]) -> npt.NDArray[np.float64]:
 def _draw_pose(rng: np.random.Generator) -> State:
     shoulder, wrist = rng.uniform(-math.pi, math.pi), rng.uniform(-WRIST_LIMIT, WRIST_LIMIT)
     return np.array([shoulder, wrist, 0.0, 0.0])
-
-
-def _wrap(angle: float) -> float:
-    return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
 def _teleport(state: State, rng: np.random.Generator) -> tuple[State, dict[str, Any]]:

@@ -150,16 +150,22 @@ def test_policies_are_functions_of_the_seed_and_explore():
 
 
 def test_inverse_kinematics_reaches_its_places():
+    """Touched to 1.5 cm, the suite's own success, within 20 steps; given up only rarely."""
     env = make_env("reacher")
     policy = env.make_behaviour("ik", np.random.default_rng(0))
     env.reset(seed=0)
     policy.reset(env)
-    reached, steps = 0, 1500
-    for _ in range(steps):
-        before = policy._wanted
-        env.step(policy.act(env))
-        reached += policy._wanted is not before and policy._steps == 1
-    assert steps / reached < 25
+    touched, last = [], None
+    for _ in range(3000):
+        action = policy.act(env)
+        if policy._wanted is not last:
+            last = policy._wanted
+            touched.append(False)
+        env.step(action)
+        tips = fingertip(np.stack([last, env.get_state()[:2]]))
+        if policy._steps <= 20 and np.linalg.norm(tips[0] - tips[1]) < 0.015:
+            touched[-1] = True
+    assert len(touched) > 3000 / 22 and np.mean(touched[:-1]) > 0.85
 
 
 def test_violations(env):
@@ -176,19 +182,52 @@ def test_violations(env):
     assert np.array_equal(env.render_state(state), usual)
 
 
-def test_without_opengl_it_steps_and_says_in_one_line_what_drawing_needs():
-    code = (
-        "from lewm.envs import make_env; import numpy as np; env = make_env('reacher', image_size=32)\n"
-        "env.reset(seed=0); env.step(np.zeros(2))\n"
-        "try: env.render()\n"
-        "except ValueError as error: print(error)"
-    )
-    environment = {**os.environ, "MUJOCO_GL": "disabled"}
+DRAW = """
+import ctypes, ctypes.util, os, tempfile
+hidden = os.environ["HIDDEN"].split()
+find, load = ctypes.util.find_library, ctypes.CDLL.__init__
+def init(self, name, *args, **options):
+    if any(part in str(name) for part in hidden):
+        raise OSError(f"{name}: cannot open shared object file")
+    load(self, name, *args, **options)
+ctypes.util.find_library = lambda name: None if any(part in name for part in hidden) else find(name)
+ctypes.CDLL.__init__ = init
+folder = tempfile.TemporaryDirectory()  # cleaned at exit, in an order that a context must survive
+import numpy as np
+from lewm.envs import make_env
+env = make_env("reacher", image_size=32)
+env.reset(seed=0), env.step(np.zeros(2))
+try: print("drawn", env.render().std() > 10)
+except ValueError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "asked", "says"),
+    [
+        ("EGL OSMesa", None, "neither egl nor osmesa gives it here"),
+        ("EGL", "egl", "MUJOCO_GL=egl does not give it here"),
+        ("OSMesa", "osmesa", "MUJOCO_GL=osmesa does not give it here"),
+        ("none", "disabled", "MUJOCO_GL=disabled does not give it here"),
+        ("none", "nonsense", "MUJOCO_GL=nonsense does not give it here"),
+        ("EGL", None, "drawn True"),
+        ("none", None, "drawn True"),
+    ],
+)
+def test_it_steps_without_opengl_and_says_in_one_line_what_drawing_needs(hidden, asked, says):
+    """Libraries are hidden from a process; OSMesa draws where EGL is missing; nothing is said at exit."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")
+    }
+    environment |= {"HIDDEN": hidden} | ({"MUJOCO_GL": asked} if asked else {})
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", DRAW], capture_output=True, text=True, env=environment
     )
-    assert done.returncode == 0 and done.stdout.count("\n") == 1
-    assert "libegl1" in done.stdout and "MUJOCO_GL" in done.stdout
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert says in done.stdout
+    if "drawn" not in says:
+        assert "libegl1 libegl-mesa0 libgl1-mesa-dri libosmesa6" in done.stdout
+        assert "set MUJOCO_GL" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -200,6 +239,9 @@ def test_without_opengl_it_steps_and_says_in_one_line_what_drawing_needs():
         (lambda: make_env("reacher").step(np.array([0.0, np.nan])), "2 finite numbers"),
         (lambda: make_env("reacher").set_state(np.zeros(3)), "4 finite numbers"),
         (lambda: make_env("reacher").set_state(np.full(4, np.nan)), "4 finite numbers"),
+        (lambda: make_env("reacher").set_goal(np.zeros(2)), "4 finite numbers"),
+        (lambda: make_env("reacher").render_state(np.zeros(4), colour=1), "render options"),
+        (lambda: ReacherEnv.state_from_columns({"qpos": np.zeros((3, 2))}, 0), "no column qvel"),
         (
             lambda: make_env("reacher").make_behaviour("random+ki", np.random.default_rng(0)),
             "did you mean 'ik'",

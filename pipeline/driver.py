@@ -9,13 +9,11 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from lewm.config import Config
 from pipeline import evaluate, record
 from pipeline.cells import (
     Cell,
@@ -28,9 +26,9 @@ from pipeline.cells import (
     known_manifests,
     trial_cells,
 )
-from pipeline.dataset_cache import local_copy
 from pipeline.delivery import Delivery
 from pipeline.evaluate import RETRIES
+from pipeline.inputs import check_inputs
 from pipeline.progress import Progress, duration
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Heartbeat, Lease, Storage, read_marker
@@ -84,7 +82,7 @@ def run(spec: Spec, storage: Storage, options: Options) -> int:
     Raises:
         ValueError: the sweep was begun otherwise, the dataset does not fit, or no cluster answers.
     """
-    check_inputs(spec, options)
+    check_inputs(spec, here_only=options.address is None and options.train)
     lease = Lease(storage, f"sweeps/{spec.folder}/owner.json")
     owner = lease.acquire()
     if owner is not None:
@@ -352,54 +350,3 @@ class _Invocation:
         if "failed" in statuses:
             lines.append(f"next     {self.options.command} --retry failed")
         print("\n".join(lines))
-
-
-def check_inputs(spec: Spec, options: Options) -> None:
-    """Refuses what can be known to fail, before anything is written or started.
-
-    Raises:
-        ValueError: one line with what, where and what is allowed.
-    """
-    from lewm.envs import make_env
-
-    for config in {trial.config.data: trial.config for trial in spec.trials}.values():
-        if config.data.dataset is None:
-            env = make_env(
-                config.data.env,
-                image_size=config.model.image_size,
-                render_quality=config.data.render_quality,
-            )
-            env.make_behaviour(config.data.policy, np.random.default_rng(0))
-            env.close()
-        else:
-            check_fits(local_copy(config.data.dataset), config)
-    threads = max(trial.config.optim.num_threads for trial in spec.trials)
-    here = os.cpu_count() or 1
-    if options.address is None and options.train and threads > here:
-        raise ValueError(
-            f"profile {spec.profile} gives a trial {threads} CPUs (optim.num_threads), this machine "
-            f"has {here}: choose another profile, a cluster (--address), or --set optim.num_threads"
-        )
-
-
-def check_fits(path: Path, config: Config) -> None:
-    """Refuses a named dataset whose frames or actions are not those of the config.
-
-    Raises:
-        ValueError: one line with what is expected and what the file has.
-    """
-    from lewm.data.episodes import EpisodeFile
-    from lewm.envs import make_env
-
-    with EpisodeFile(path) as episodes:
-        if episodes.image_size != config.model.image_size:
-            raise ValueError(
-                f"dataset {path} has frames of {episodes.image_size} px, the profile wants "
-                f"{config.model.image_size}: --set model.image_size={episodes.image_size}"
-            )
-        action_dim = make_env(config.data.env).action_dim
-        if episodes.action_dim != action_dim:
-            raise ValueError(
-                f"dataset {path} has {episodes.action_dim}-d actions, {config.data.env} takes "
-                f"{action_dim}-d ones"
-            )

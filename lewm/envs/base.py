@@ -13,6 +13,9 @@ from lewm.config import nearest
 if TYPE_CHECKING:
     from lewm.protocol import Protocol as EvaluationProtocol
 
+SMALLEST_PX, LARGEST_PX = 8, 224
+"""Sides of a frame; the largest is the published one."""
+
 Array = npt.NDArray[Any]
 State = npt.NDArray[np.float64]
 ViolationKind = Literal["physical", "visual"]
@@ -49,6 +52,44 @@ class Env(gymnasium.Env[State, Array]):
     """Pixels per side of a frame."""
     success_rule: ClassVar[Mapping[str, float | bool]]
     """Parameters of `success` and `admits` with their defaults: the keys of `Protocol.success`."""
+
+    render_qualities: ClassVar[tuple[str, ...]] = ("exact",)
+    """What `render_quality` may be."""
+
+    def __init__(self, image_size: int, render_quality: str, render_mode: str | None) -> None:
+        """Keeps what every world is told of its pictures.
+
+        Raises:
+            ValueError: a size or quality that the world does not draw.
+        """
+        if not SMALLEST_PX <= image_size <= LARGEST_PX:
+            raise ValueError(
+                f"{self.name}: image_size must be within {SMALLEST_PX}..{LARGEST_PX}, got {image_size}"
+            )
+        if render_quality not in self.render_qualities:
+            raise ValueError(
+                f"{self.name}: render_quality must be {' or '.join(self.render_qualities)}, "
+                f"got {render_quality!r}"
+            )
+        self.image_size = image_size
+        self.render_quality = render_quality
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[State, dict[str, Any]]:
+        """Draws a start and a goal (`draw_task`); options `state` and `goal` set them instead."""
+        super().reset(seed=seed)
+        self.draw_task()
+        if options and "state" in options:
+            self.set_state(options["state"])
+        if options and "goal" in options:
+            self.set_goal(options["goal"])
+        return self.get_state(), {}
+
+    @abstractmethod
+    def draw_task(self) -> None:
+        """A random start and a random goal, both from `np_random`."""
 
     @abstractmethod
     def get_state(self) -> State:

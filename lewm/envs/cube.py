@@ -56,6 +56,7 @@ class CubeEnv(Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
     name: ClassVar[str] = "cube"
+    render_qualities = ("exact", "fast")
     action_dim: ClassVar[int] = 5
     behaviours = {"markov": Markov, "plan": Plan, "random": Random}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
@@ -69,13 +70,7 @@ class CubeEnv(Env):
         render_quality: Quality = "exact",
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if not 8 <= image_size <= 224:
-            raise ValueError(f"cube: image_size must be within 8..224, got {image_size}")
-        if render_quality not in ("exact", "fast"):
-            raise ValueError(f"cube: render_quality must be exact or fast, got {render_quality!r}")
-        self.image_size = image_size
-        self.render_quality: Quality = render_quality
-        self.render_mode = render_mode
+        super().__init__(image_size, render_quality, render_mode)
         self.simulation = copy.copy(_template())
         self._model = self.simulation.model
         self._data, self._scratch = mujoco.MjData(self._model), mujoco.MjData(self._model)
@@ -88,20 +83,12 @@ class CubeEnv(Env):
         self._draw_state()
         self._goal = self.get_state()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[State, dict[str, Any]]:
-        """Draws a goal and a start as OGBench does; options `state`, `goal` set them."""
-        super().reset(seed=seed)
+    def draw_task(self) -> None:
+        """A goal and a start as OGBench draws them."""
         self.simulation.np_random = self.np_random
         self._draw_state()
         self.set_goal(self.get_state())
         self._draw_state()
-        if options and "state" in options:
-            self.set_state(options["state"])
-        if options and "goal" in options:
-            self.set_goal(options["goal"])
-        return self.get_state(), {}
 
     def _draw_state(self) -> None:
         self.simulation.reset()

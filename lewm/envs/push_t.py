@@ -62,14 +62,9 @@ class PushTEnv(Env):
         render_quality: Literal["exact"] = "exact",
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if not 8 <= image_size <= 224:
-            raise ValueError(f"push_t: image_size must be within 8..224, got {image_size}")
+        super().__init__(image_size, render_quality, render_mode)
         if setter not in ("exact", "paper"):
             raise ValueError(f"push_t: setter must be exact or paper, got {setter!r}")
-        if render_quality != "exact":
-            raise ValueError(f"push_t: render_quality must be exact, got {render_quality!r}")
-        self.image_size = image_size
-        self.render_mode = render_mode
         self._settles = setter == "paper"
         self._painter: Painter | None = None
         low, high = np.full(10, -np.inf), np.full(10, np.inf)
@@ -79,18 +74,10 @@ class PushTEnv(Env):
         self._plane = Plane(np.array([256, 400, 400, 100, *[0.0] * 6], dtype=np.float64))
         self._goal = self._plane.state()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[State, dict[str, Any]]:
-        """Draws start and goal as published, apart from each other; options `state`, `goal` set them."""
-        super().reset(seed=seed)
+    def draw_task(self) -> None:
+        """Start and goal in the published ranges, agent and block apart from each other."""
         self.set_goal(draw_state(self.np_random))
         self.set_state(draw_state(self.np_random))
-        if options and "state" in options:
-            self.set_state(options["state"])
-        if options and "goal" in options:
-            self.set_goal(options["goal"])
-        return self.get_state(), {}
 
     def step(self, action: Array) -> tuple[State, float, bool, bool, dict[str, Any]]:
         """Drives towards a point up to 100 px away; the reward is 1 where the published rule holds.

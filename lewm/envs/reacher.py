@@ -49,6 +49,7 @@ class ReacherEnv(Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
     name: ClassVar[str] = "reacher"
+    render_qualities = ("exact", "fast")
     action_dim: ClassVar[int] = 2
     behaviours = {"random": Random, "ik": InverseKinematics}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
@@ -64,15 +65,7 @@ class ReacherEnv(Env):
         render_quality: Quality = "exact",
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if not 8 <= image_size <= 224:
-            raise ValueError(f"reacher: image_size must be within 8..224, got {image_size}")
-        if render_quality not in ("exact", "fast"):
-            raise ValueError(
-                f"reacher: render_quality must be exact or fast, got {render_quality!r}"
-            )
-        self.image_size = image_size
-        self.render_quality: Quality = render_quality
-        self.render_mode = render_mode
+        super().__init__(image_size, render_quality, render_mode)
         self._model = copy.copy(_compiled())
         self._data, self._drawn = mujoco.MjData(self._model), mujoco.MjData(self._model)
         self._canvas: Canvas | None = None
@@ -81,18 +74,10 @@ class ReacherEnv(Env):
         self._goal = np.zeros(4)
         self.set_state(np.zeros(4))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[State, dict[str, Any]]:
-        """Draws a pose and a goal pose at rest, as the suite does; options `state`, `goal` set them."""
-        super().reset(seed=seed)
+    def draw_task(self) -> None:
+        """A pose and a goal pose at rest, as the suite draws them."""
         self.set_state(_draw_pose(self.np_random))
         self.set_goal(_draw_pose(self.np_random))
-        if options and "state" in options:
-            self.set_state(options["state"])
-        if options and "goal" in options:
-            self.set_goal(options["goal"])
-        return self.get_state(), {}
 
     def step(self, action: Array) -> tuple[State, float, bool, bool, dict[str, Any]]:
         """Applies the torques for two simulation steps; the reward is 1 where the published rule holds.

@@ -96,14 +96,9 @@ class TwoRoomEnv(Env):
         render_quality: Literal["exact"] = "exact",
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if not 8 <= image_size <= PLANE:
-            raise ValueError(f"two_room: image_size must be within 8..{PLANE}, got {image_size}")
-        if render_quality != "exact":
-            raise ValueError(f"two_room: render_quality must be exact, got {render_quality!r}")
+        super().__init__(image_size, render_quality, render_mode)
         if collision not in MOVES:
             raise ValueError(f"two_room: collision must be endpoint or swept, got {collision!r}")
-        self.image_size = image_size
-        self.render_mode = render_mode
         self.collision = collision
         self._move = MOVES[collision]
         self.observation_space = gymnasium.spaces.Box(0.0, PLANE, (2,), np.float64)
@@ -111,17 +106,9 @@ class TwoRoomEnv(Env):
         self._agent: Point = (WALL_X / 2, WALL_X)
         self._goal: Point = (PLANE - self._agent[0], WALL_X)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[State, dict[str, Any]]:
-        """Draws a start anywhere and a goal in the other room; options `state`, `goal` set them."""
-        super().reset(seed=seed)
+    def draw_task(self) -> None:
+        """A start anywhere, and a goal in the other room."""
         self._agent, self._goal = _draw_task(self.np_random)
-        if options and "state" in options:
-            self.set_state(options["state"])
-        if options and "goal" in options:
-            self.set_goal(options["goal"])
-        return self.get_state(), {}
 
     def step(self, action: Array) -> tuple[State, float, bool, bool, dict[str, Any]]:
         """Moves the agent; the reward is 1 where the published success rule holds, else 0.

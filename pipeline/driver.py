@@ -210,9 +210,9 @@ class _Invocation:
         ]
         if not tasks:
             return
-        from pipeline.search import run_grid
+        from pipeline.tuner import run_trials
 
-        errors = run_grid(tasks, self.share, progress.step, self.stop, RETRIES)
+        errors = run_trials(tasks, self.share, progress.step, self.stop, RETRIES)
         for task in tasks:
             if not self.stop() and read_marker(self.storage, task.trial_id) is None:
                 error = errors.get(task.trial_id, "ended without a word")

@@ -1,4 +1,4 @@
-"""Which trials to run and in which order; so far the grid. Ray Tune does the running."""
+"""Runs trials as one Ray Tune experiment whose state is thrown away; which ones is decided elsewhere."""
 
 import contextlib
 import logging
@@ -43,7 +43,7 @@ class _StopAll(_Forgets, tune.Stopper):  # type: ignore[misc]
         return self._stopped()
 
 
-def run_grid(
+def run_trials(
     tasks: Sequence[TrialTask],
     share: Mapping[str, float],
     on_report: OnReport,

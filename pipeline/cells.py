@@ -105,7 +105,7 @@ def ensure_manifests(
                     progress=partial(progress, f"{protocol.env} {protocol.name}"),
                 )
             storage.write_bytes(want.key, manifest.to_json().encode())
-        stored = Manifest.from_json(storage.path(want.key).read_text())
+        stored = Manifest.from_json(storage.read_bytes(want.key).decode())
         check_manifest(stored, hashes.get(name, ""))
     return known_manifests(spec, storage)
 
@@ -120,7 +120,7 @@ def known_manifests(spec: Spec, storage: Storage) -> Manifests:
     for config, want in wanted_manifests(spec):
         stored = _stored_hash(storage, want.key)
         if stored is None:
-            raise ValueError(f"no whole manifest {storage.path(want.key)}")
+            raise ValueError(f"no whole manifest {storage.where(want.key)}")
         name = dataset_name(config, spec.fingerprint)
         found[name, want.name, want.eval_seed, want.num_pairs] = replace(want, hash=stored)
     return found
@@ -131,7 +131,7 @@ def _stored_hash(storage: Storage, key: str) -> str | None:
     from lewm.manifest import Manifest
 
     try:
-        return Manifest.from_json(storage.path(key).read_text()).hash
+        return Manifest.from_json(storage.read_bytes(key).decode()).hash
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -243,7 +243,7 @@ def is_done(storage: Storage, cell: Cell) -> bool:
     if marker is None or marker["status"] != "done":
         return False
     try:
-        read_part(storage.path(cell.part))
+        read_part(storage, cell.part)
     except (BrokenTable, FileNotFoundError) as error:
         print(f"warning: {error}; the cell is done again", file=sys.stderr)
         return False

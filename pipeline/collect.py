@@ -18,273 +18,25 @@ has the content of its source, which is only read; JPEG frames of Lance copies a
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lewm.config import RECIPE_VERSION, Config, DataConfig, dataset_id, make_config
-from lewm.data.collect import collect_episode
-from lewm.data.episodes import PIXELS, EpisodeFile, content_hash, write_episodes
-from lewm.envs import ENVS, env_class, make_env
-from pipeline.repack import file_state, repack_file
+from lewm.config import Config, DataConfig, dataset_id, make_config
+from lewm.envs import ENVS, env_class
+from pipeline.datasets import collect, read_sheet
+from pipeline.repack import repack_file
 from pipeline.shipped import layers, load_profile
-from pipeline.storage import Lease, Storage
+from pipeline.storage import Storage
 
-PART_EPISODES = 25
-"""Episodes per part file: what an interruption can lose per worker."""
-POLL_S = 2.0
 BAD_INPUT = 2
-
 Stop = Callable[[], bool]
-
-
-def ensure_dataset(
-    config: Config, storage_dir: Path, num_workers: int = 1, stop: Stop | None = None
-) -> Path:
-    """The collected dataset of a config, collected now if it is missing or broken.
-
-    Args:
-        storage_dir: root of the storage; the file is `datasets/<dataset_id>.h5` in it.
-        num_workers: 1 works in this process; more use a Ray that is already connected, whose nodes
-            all see the storage.
-        stop: asked now and then; once it says True the work ends, keeping the finished parts.
-
-    Raises:
-        ValueError: an unknown environment or policy, or a size it cannot draw.
-        KeyboardInterrupt: `stop` said so.
-    """
-    target = Path(storage_dir) / "datasets" / f"{dataset_id(config)}.h5"
-    collect(config, target, num_workers, stop)
-    return target
-
-
-def check_dataset(path: Path) -> str:
-    """The content hash of a dataset, checked against its datasheet.
-
-    A file of the size and time that the sheet recorded is not read again; without a sheet the hash is
-    computed.
-
-    Raises:
-        ValueError: the file is broken, or its content is not what the sheet says.
-    """
-    sheet = read_sheet(path)
-    if sheet is not None and path.is_file() and sheet["file"] == file_state(path):
-        return str(sheet["content_hash"])
-    found = content_hash(path)
-    if sheet is not None and found != sheet["content_hash"]:
-        raise ValueError(
-            f"dataset {path}: content hash {found[:12]} is not the {sheet['content_hash'][:12]} of "
-            "its datasheet; remove both files to collect it again"
-        )
-    return found
-
-
-def read_sheet(path: Path) -> dict[str, Any] | None:
-    """The datasheet beside a dataset; None if there is none or it is not whole."""
-    sheet = Storage(path.parent).read_json(path.with_suffix(".json").name)
-    return sheet if sheet and {"content_hash", "file", "dataset_id"} <= sheet.keys() else None
-
-
-def collect(config: Config, target: Path, num_workers: int, stop: Stop | None = None) -> bool:
-    """Makes `target` and its datasheet unless they are there; returns whether there was work to do.
-
-    Raises:
-        ValueError: bad settings, or `target` is a file that this did not write.
-        KeyboardInterrupt: `stop` said so.
-    """
-    console = Console(stderr=True)
-    name = dataset_id(config)
-    _obey(stop)
-    data = config.data
-    env = make_env(data.env, image_size=config.model.image_size, render_quality=data.render_quality)
-    env.make_behaviour(data.policy, np.random.default_rng(0))
-    env.close()
-    folder = Storage(target.parent)
-    folder.check_writable()
-    lease = Lease(folder, f"{name}.owner.json")
-    _wait_for(lease, console, stop)
-    try:
-        if _is_there(config, target, console):
-            return False
-        parts = target.parent / f"{name}.parts"
-        parts.mkdir(exist_ok=True)
-        if not console.is_terminal:
-            console.print(f"collecting {config.data.num_episodes} episodes: {name}")
-        with _progress(console) as bar:
-            task = bar.add_task(f"collecting {name}", total=config.data.num_episodes)
-            files = _make_parts(config, parts, num_workers, bar, task, lease, stop)
-            bar.update(task, description=f"writing {target.name}")
-            digest = write_episodes(target, _episodes_of(files))
-        folder.write_json(target.with_suffix(".json").name, _datasheet(config, target, digest))
-        shutil.rmtree(parts)
-        return True
-    finally:
-        lease.release()
-
-
-def _wait_for(lease: Lease, console: Console, stop: Stop | None) -> None:
-    """Takes the lease, waiting for another live process that collects the same."""
-    told = False
-    while (owner := lease.acquire()) is not None:
-        if not told:
-            console.print(f"waiting for process {owner['pid']} on {owner['host']}: same dataset")
-            told = True
-        _obey(stop)
-        time.sleep(0.5)
-
-
-def _obey(stop: Stop | None) -> None:
-    if stop is not None and stop():
-        raise KeyboardInterrupt
-
-
-def _is_there(config: Config, target: Path, console: Console) -> bool:
-    """Whether the target is whole; a broken one of ours is removed with a warning."""
-    if not target.exists():
-        return False
-    sheet = read_sheet(target)
-    if target.stem != dataset_id(config) and (
-        sheet is None or sheet["dataset_id"] != dataset_id(config)
-    ):
-        raise ValueError(f"{target} exists and holds something else; remove it or choose another")
-    if sheet is None:
-        return False
-    try:
-        check_dataset(target)
-    except ValueError as error:
-        console.print(f"warning: {error}; collecting it again", soft_wrap=True, markup=False)
-        target.unlink()
-        return False
-    return True
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes, left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def _make_parts(
-    config: Config,
-    folder: Path,
-    num_workers: int,
-    bar: Progress,
-    task: Any,
-    lease: Lease,
-    stop: Stop | None,
-) -> list[Path]:
-    """All part files in order, the missing ones made now."""
-    count = config.data.num_episodes
-    files, missing = [], []
-    for first in range(0, count, PART_EPISODES):
-        last = min(first + PART_EPISODES, count)
-        file = folder / f"{first:06d}-{last:06d}.h5"
-        files.append(file)
-        if file.exists():
-            bar.advance(task, last - first)
-        else:
-            missing.append((file, first, last))
-    make = _parts_in_ray if num_workers > 1 else _parts_here
-    for done in make(config.model_dump_json(), missing, num_workers):
-        bar.advance(task, done)
-        lease.renew()
-        _obey(stop)
-    return files
-
-
-Missing = Sequence[tuple[Path, int, int]]
-
-
-def _parts_here(config_json: str, missing: Missing, _: int) -> Iterator[int]:
-    for file, first, last in missing:
-        make_part(config_json, file, first, last)
-        yield last - first
-
-
-def _parts_in_ray(config_json: str, missing: Missing, num_workers: int) -> Iterator[int]:
-    """Yields the number of episodes that became ready, at least every `POLL_S` seconds."""
-    import ray
-
-    assert ray.is_initialized()
-    remote = ray.remote(num_cpus=1)(make_part)
-    waiting = list(missing)
-    running: dict[Any, int] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < num_workers:
-                file, first, last = waiting.pop(0)
-                running[remote.remote(config_json, file, first, last)] = last - first
-            ready, _ = ray.wait(list(running), timeout=POLL_S)
-            for reference in ready:
-                ray.get(reference)
-            yield sum(running.pop(reference) for reference in ready)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-
-
-def make_part(config_json: str, file: Path, first: int, last: int) -> None:
-    """Writes the episodes first .. last - 1 into a part file, atomically."""
-    config = Config.model_validate_json(config_json)
-    size = config.model.image_size
-    write_episodes(file, (collect_episode(config.data, size, i) for i in range(first, last)))
-
-
-def _episodes_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        with EpisodeFile(file) as part:
-            yield from part.episodes()
-
-
-def _datasheet(config: Config, path: Path, digest: str) -> dict[str, Any]:
-    """What the file holds, where it came from, and how well it covers the world."""
-    data = config.data
-    with EpisodeFile(path) as file:
-        numeric = {name: file.read(name) for name in file.columns if name != PIXELS}
-        coverage = env_class(data.env).coverage(numeric, file.ep_len)
-        return {
-            "dataset_id": dataset_id(config),
-            "env": data.env,
-            "policy": data.policy,
-            "policy_shares": policy_shares(data.policy),
-            "render_quality": data.render_quality,
-            "collect_seed": data.collect_seed,
-            "max_steps": data.max_steps,
-            "recipe_version": RECIPE_VERSION,
-            "num_episodes": file.num_episodes,
-            "num_rows": file.num_rows,
-            "mean_length": float(file.ep_len.mean()),
-            "image_size": file.image_size,
-            "action_dim": file.action_dim,
-            "columns": list(file.columns),
-            "coverage": coverage,
-            "content_hash": digest,
-            "file": file_state(path),
-        }
-
-
-def policy_shares(policy: str) -> dict[str, float]:
-    """The probability with which each policy of a mixture `a+b` makes an episode."""
-    parts = policy.split("+")
-    return {name: parts.count(name) / len(parts) for name in dict.fromkeys(parts)}
 
 
 def default_policy(env: str) -> str:
@@ -324,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=3072, help="seed of the collection (default: 3072)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes; 1 needs no Ray")
     add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
-    add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
+    add("--storage", default="runs", help="folder or s3://bucket/prefix (default: runs)")
     add("--out", help="file to write, instead of <storage>/datasets/<name>.h5")
     add("--repack", metavar="FILE", help="rewrite this dataset instead of collecting one")
     args = parser.parse_args(argv)
@@ -352,7 +104,7 @@ def _config_of(args: argparse.Namespace) -> Config:
     )
 
 
-def _tell(out: Console, target: Path, spent: str, sheet: dict[str, Any]) -> None:
+def _tell(out: Console, target: Path | str, spent: str, sheet: dict[str, Any]) -> None:
     out.print(f"dataset       {target}  ({spent})", markup=False)
     for key in ("num_episodes", "num_rows", "mean_length", "content_hash"):
         out.print(f"{key:13s} {sheet[key]}", markup=False)
@@ -393,19 +145,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.repack is not None:
             return _repack(args, out, err, lambda: bool(received))
         config = _config_of(args)
-        name = f"datasets/{dataset_id(config)}.h5"
-        target = Path(args.out).absolute() if args.out else Storage(args.storage).path(name)
-        if args.workers > 1 and not target.exists():
+        storage, key = Storage(args.storage), f"datasets/{dataset_id(config)}.h5"
+        if args.out:
+            target = Path(args.out).absolute()
+            storage, key = Storage(target.parent), target.name
+        if args.workers > 1 and not storage.exists(key):
             from pipeline.cluster import connect
 
             connect(args.address, args.workers)
             listen()  # Ray put handlers of its own in their place
         began = time.time()
-        made = collect(config, target, args.workers, lambda: bool(received))
-        sheet = read_sheet(target)
+        made = collect(config, storage, key, args.workers, lambda: bool(received))
+        sheet = read_sheet(storage, key)
         assert sheet is not None
         spent = f"collected in {time.time() - began:.0f} s" if made else "there already"
-        _tell(out, target, spent, sheet)
+        _tell(out, storage.where(key), spent, sheet)
         out.print(f"coverage      {json.dumps(sheet['coverage'])}", markup=False)
         return 0
     except KeyboardInterrupt:

@@ -88,7 +88,7 @@ def _remote(uri: str) -> tuple[int | None, Callable[[], Any]]:
 
 def _with_fsspec(uri: str) -> tuple[int | None, Callable[[], Any]]:
     try:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         system, path = fsspec.core.url_to_fs(uri)
         size = system.info(path).get("size")

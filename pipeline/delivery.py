@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import polars as pl
 
 from pipeline import record
+from pipeline.redact import redact
 from pipeline.results import final_metrics, trial_curve
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
@@ -47,9 +48,9 @@ class Delivery:
             "lewm.env": ",".join(self._spec.envs),
             "lewm.profile": self._spec.profile,
         }
-        artifacts = self._storage.root / "mlartifacts"
-        uri = tracking_uri(self._storage.root)
-        return open_sweep(uri, artifacts, self._spec.folder, tags)
+        storage = self._storage
+        artifacts = storage.path("mlartifacts").as_uri() if storage.is_local else None
+        return open_sweep(tracking_uri(storage), artifacts, self._spec.folder, tags)
 
     @property
     def tracker(self) -> Tracker | None:
@@ -64,7 +65,7 @@ class Delivery:
             return call()
         except Exception as error:
             self.failed = True
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
             print(
                 f"warning: MLflow cannot be reached ({reason}); curves stay on storage, and the same "
                 "command delivers them later",
@@ -92,14 +93,14 @@ class Delivery:
             log_curve(tracker, run_id, curve, last_steps(tracker, run_id))
             self._run_ids[task.trial_id] = run_id
 
-    def finish(self, tables: Mapping[str, pl.DataFrame], files: Sequence[Path]) -> None:
-        """Final metrics and end states of all runs; verdict and files on the parent."""
+    def finish(self, tables: Mapping[str, pl.DataFrame], keys: Sequence[str]) -> None:
+        """Final metrics and end states of all runs; verdict and some of the sweep's files on the parent."""
         tracker = self.tracker
         if tracker is not None:
-            self._try(lambda: self._finish(tracker, tables, files))
+            self._try(lambda: self._finish(tracker, tables, keys))
 
     def _finish(
-        self, tracker: Tracker, tables: Mapping[str, pl.DataFrame], files: Sequence[Path]
+        self, tracker: Tracker, tables: Mapping[str, pl.DataFrame], keys: Sequence[str]
     ) -> None:
         rows: list[dict[str, Any]] = tables["trials"].to_dicts()
         for row in rows:
@@ -108,4 +109,9 @@ class Delivery:
                 finals = final_metrics(tables, row["trial_id"])
                 finish_trial(tracker, run_id, row["status"], finals, {"lewm.status": row["status"]})
         verdict = tables["summary"].filter(pl.col("quantity") == "verdict")["text"].drop_nulls()
-        finish_sweep(tracker, files, {"mlflow.note.content": " ".join(verdict)}, "FINISHED")
+        with ExitStack() as open_files:
+            files = [
+                open_files.enter_context(self._storage.reading(key)) / key.rsplit("/", 1)[-1]
+                for key in keys
+            ]
+            finish_sweep(tracker, files, {"mlflow.note.content": " ".join(verdict)}, "FINISHED")

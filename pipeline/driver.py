@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -29,15 +30,15 @@ from pipeline.cells import (
 from pipeline.delivery import Delivery
 from pipeline.evaluate import RETRIES
 from pipeline.inputs import check_inputs
-from pipeline.progress import Progress, duration
+from pipeline.lease import Heartbeat, Lease
+from pipeline.progress import Beacon, Progress, duration
+from pipeline.redact import redact
+from pipeline.report import PAGE, make_report
 from pipeline.spec import Spec, Trial
-from pipeline.storage import Heartbeat, Lease, Storage, read_marker
-from pipeline.tables import BrokenTable, read_part, table_path
+from pipeline.storage import Storage, read_marker
+from pipeline.tables import BrokenTable, read_part, table_key
 from pipeline.tracking import Tracker, tracking_uri
-from pipeline.trial import (
-    TrialTask,
-    git_commit,
-)
+from pipeline.trial import OUT_OF_MEMORY, TrialTask, git_commit
 
 COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
 
@@ -51,15 +52,26 @@ class Options:
     retry_failed: bool = False
     only: tuple[str, ...] | None = None
     train: bool = True
-    gpus_per_trial: float = 1.0
+    per_gpu: int = 1
+    per_node: int | None = None
+
+    @property
+    def packed(self) -> int:
+        """How many trials share a GPU or a node."""
+        return max(self.per_gpu, self.per_node or 1)
 
 
 class Stop:
-    """Set by SIGINT or SIGTERM; a second signal ends the process at once."""
+    """Set by SIGINT or SIGTERM (a second one ends the process at once), or when the lease is lost."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.taken_over = False
         self.listen()
+
+    def lose(self) -> None:
+        """Another driver has the sweep now."""
+        self.taken_over = True
 
     def listen(self) -> None:
         """Takes the signals over; again after `ray.init`, which takes SIGTERM for itself."""
@@ -73,7 +85,7 @@ class Stop:
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self.signal is not None
+        return self.signal is not None or self.taken_over
 
 
 def run(spec: Spec, storage: Storage, options: Options) -> int:
@@ -82,6 +94,7 @@ def run(spec: Spec, storage: Storage, options: Options) -> int:
     Raises:
         ValueError: the sweep was begun otherwise, the dataset does not fit, or no cluster answers.
     """
+    tracking_uri(storage)
     check_inputs(spec, here_only=options.address is None and options.train)
     lease = Lease(storage, f"sweeps/{spec.folder}/owner.json")
     owner = lease.acquire()
@@ -92,21 +105,25 @@ def run(spec: Spec, storage: Storage, options: Options) -> int:
             file=sys.stderr,
         )
         return ALREADY_RUNNING
-    with Heartbeat(lease):
-        return _Invocation(record.merge(spec, storage), storage, options).run()
+    stop = Stop()
+    with Heartbeat(lease, stop.lose):
+        return _Invocation(record.merge(spec, storage), storage, options, lease, stop).run()
 
 
 class _Invocation:
     """One run of the driver; holds what its stations share."""
 
-    def __init__(self, spec: Spec, storage: Storage, options: Options) -> None:
+    def __init__(
+        self, spec: Spec, storage: Storage, options: Options, lease: Lease, stop: Stop
+    ) -> None:
         self.spec = spec
         self.storage = storage
         self.options = options
+        self.lease = lease
         self.folder = f"sweeps/{spec.folder}"
         self.started = time.time()
         self.commit = git_commit()
-        self.stop = Stop()
+        self.stop = stop
         self.datasets: dict[str, str] = {}
         self.hashes: dict[str, str] = {}
         self.share: dict[str, float] = {}
@@ -126,10 +143,13 @@ class _Invocation:
             self._prepare_data()
         except KeyboardInterrupt:
             return self._interrupted()
-        with self._progress() as progress:
+        with (
+            self._progress() as progress,
+            Beacon(progress, self.storage, f"{self.folder}/driver.json"),
+        ):
+            manifests = {} if self.stop() else self._manifests(progress)
             if self.options.train and not self.stop():
                 self._train(progress, delivery.tracker)
-            manifests = {} if self.stop() else self._manifests(progress)
             if not self.stop():
                 self._evaluate(progress, manifests)
         if self.stop():
@@ -139,30 +159,46 @@ class _Invocation:
         return self._exit_code()
 
     def _connect(self) -> None:
-        from pipeline.cluster import connect, resources_per_trial
+        from pipeline.cluster import check_versions, connect
 
         connect(self.options.address)
         self.stop.listen()
-        threads = max(trial.config.optim.num_threads for trial in self.spec.trials)
-        self.share = resources_per_trial(threads, self.options.gpus_per_trial)
+        if self.options.address is not None:
+            check_versions()
+        self._share_out()
+
+    def _share_out(self) -> None:
+        """CPU and GPU of a trial on what is connected."""
+        from pipeline.cluster import resources_per_trial
+
+        configs = [trial.config for trial in self.spec.trials]
+        units = {world.estimate.get("unit") for world in self.spec.worlds}
+        self.share = resources_per_trial(
+            max(config.optim.num_threads for config in configs),
+            self.options.per_gpu,
+            self.options.per_node,
+            wants_gpu="gpu" in units and configs[0].run.device == "auto",
+        )
 
     def _workers(self) -> int:
         import ray
 
-        return max(int(ray.cluster_resources().get("CPU", 1) // self.share["CPU"]), 1)
+        there = ray.cluster_resources()
+        rooms = [there.get(name, 0.0) / share for name, share in self.share.items()]
+        return max(int(min(rooms) + 1e-6), 1)
 
     def _prepare_data(self) -> None:
         """Collects or checks every dataset the trials name."""
-        from pipeline.collect import check_dataset, ensure_dataset
+        from pipeline.datasets import check_dataset, ensure_dataset
 
         if not self.spec.needs_data:
             return
         wanted = {dataset_name(t.config, self.spec.fingerprint): t.config for t in self.spec.trials}
         for name, config in wanted.items():
             if config.data.dataset is None:
-                path = ensure_dataset(config, self.storage.root, self._workers(), self.stop)
-                self.hashes[name] = check_dataset(path)
-                self.datasets[name] = str(path)
+                key = ensure_dataset(config, self.storage, self._workers(), self.stop)
+                self.hashes[name] = check_dataset(self.storage, key)
+                self.datasets[name] = self.storage.where(key)
             else:
                 assert self.spec.fingerprint is not None
                 self.hashes[name] = self.spec.fingerprint
@@ -177,17 +213,23 @@ class _Invocation:
         self.storage.write_json(f"{self.folder}/datasets.json", stored | self.hashes)
 
     def _task(self, trial: Trial, tracker: Tracker | None) -> TrialTask:
+        from pipeline.cluster import code_hash
+
         name = dataset_name(trial.config, self.spec.fingerprint)
         return TrialTask(
             trial_id=trial.trial_id,
             config_json=trial.config.model_dump_json(),
             point=trial.point,
-            storage=str(self.storage.root),
+            storage=self.storage.uri,
             dataset=self.datasets.get(name, ""),
             dataset_hash=self.hashes.get(name, "none"),
             profile=self.spec.profile,
             git_commit=self.commit,
             tracker=tracker,
+            driver=self.lease.token,
+            void=(self.lease.replaced,) if self.lease.replaced else (),
+            code=code_hash(),
+            packed=self.options.packed,
         )
 
     def _progress(self) -> Progress:
@@ -202,24 +244,51 @@ class _Invocation:
         return Progress(names, done, evaluate_s, self._workers())
 
     def _train(self, progress: Progress, tracker: Tracker | None) -> None:
-        """Trains every trial without a marker, each as one Ray Tune trial."""
-        tasks = [
-            self._task(trial, tracker)
-            for trial in self.spec.trials
-            if read_marker(self.storage, trial.trial_id) is None
-        ]
-        if not tasks:
-            return
-        from pipeline.tuner import run_trials
+        """Trains every trial without a marker, each as one Ray Tune trial; packs less what did not fit."""
+        if self.options.address is not None and tracker is not None and tracker.is_file:
+            tracker = (
+                None  # a database file belongs to the driver's machine; it delivers at the end
+            )
+        while tasks := self._open_tasks(tracker):
+            from pipeline.tuner import run_trials
 
-        errors = run_trials(tasks, self.share, progress.step, self.stop, RETRIES)
+            progress.phase = "training"
+            ends = run_trials(tasks, self.share, progress.step, self.stop, RETRIES)
+            if self.stop():
+                return
+            if self.options.packed > 1 and OUT_OF_MEMORY in ends.values():
+                self._pack_less(progress)
+                continue
+            self._give_up(tasks, ends, progress)
+
+    def _open_tasks(self, tracker: Tracker | None) -> list[TrialTask]:
+        """One task for each trial without a marker."""
+        trials = [t for t in self.spec.trials if read_marker(self.storage, t.trial_id) is None]
+        return [self._task(trial, tracker) for trial in trials]
+
+    def _pack_less(self, progress: Progress) -> None:
+        """One trial less on each GPU or node: some did not fit into their share of the memory."""
+        was, options = self.options.packed, self.options
+        per_node = None if options.per_node is None else max(options.per_node - 1, 1)
+        self.options = replace(options, per_gpu=max(options.per_gpu - 1, 1), per_node=per_node)
+        self._share_out()
+        progress.line(
+            f"out of memory with {was} trials side by side: going on with {self.options.packed}; "
+            "what they had finished is kept"
+        )
+
+    def _give_up(
+        self, tasks: Sequence[TrialTask], ends: Mapping[str, str], progress: Progress
+    ) -> None:
+        """Records as failed what has no marker after all retries."""
         for task in tasks:
-            if not self.stop() and read_marker(self.storage, task.trial_id) is None:
-                error = errors.get(task.trial_id, "ended without a word")
+            if read_marker(self.storage, task.trial_id) is None:
+                error = redact(ends.get(task.trial_id, "ended without a word"))
                 self.storage.write_json(
                     f"{task.key}/done.json",
                     {"status": "failed", "error": f"after {RETRIES} retries: {error}"},
                 )
+                progress.end(task.trial_id, "failed")
 
     def _manifests(self, progress: Progress) -> Manifests:
         return ensure_manifests(self.spec, self.storage, self.datasets, self.hashes, progress.pairs)
@@ -243,7 +312,6 @@ class _Invocation:
 
     def _finish(self, manifests: Manifests, delivery: Delivery) -> None:
         """Tables, report, MLflow's final state, and the state that makes the sweep complete."""
-        from pipeline.report import make_report
         from pipeline.results import write_tables
 
         cells = self._cells(manifests)
@@ -252,8 +320,8 @@ class _Invocation:
         tables = write_tables(
             self.spec, self.storage, cells, lambda c: cell_status(self.storage, c), run_ids
         )
-        page = make_report(self.storage.path(self.folder))
-        delivery.finish(tables, [page, self.storage.path(f"{self.folder}/sweep.json")])
+        make_report(self.storage.at(self.folder))
+        delivery.finish(tables, [f"{self.folder}/{PAGE}", f"{self.folder}/sweep.json"])
         undone = tables["cells"].filter(tables["cells"]["status"] != "done")
         self.undone = [] if self.options.only else undone.to_dicts()
         whole = not (self.undone or delivery.failed or self.options.only)
@@ -264,7 +332,7 @@ class _Invocation:
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id)
             if marker is not None and marker["status"] == "failed":
-                self.storage.path(f"trials/{trial.trial_id}/done.json").unlink()
+                self.storage.remove(f"trials/{trial.trial_id}/done.json")
 
     def _write_state(self, state: str, cells: list[str] | None = None) -> None:
         self.storage.write_json(
@@ -285,7 +353,7 @@ class _Invocation:
             return False
         if any(read_marker(self.storage, t.trial_id) is None for t in self.spec.trials):
             return False
-        if not (self.storage.exists(f"{self.folder}/report/index.html") and self._tables_whole()):
+        if not (self.storage.exists(f"{self.folder}/{PAGE}") and self._tables_whole()):
             return False
         try:
             manifests = known_manifests(self.spec, self.storage)
@@ -300,17 +368,23 @@ class _Invocation:
     def _tables_whole(self) -> bool:
         from pipeline.stages.stability import INPUTS, OUTPUTS
 
-        folder = self.storage.path(self.folder)
+        folder = self.storage.at(self.folder)
         try:
             for name in ("attempts", "examples", *INPUTS, *OUTPUTS):
-                read_part(table_path(folder, name))
+                read_part(folder, table_key(name))
         except (BrokenTable, FileNotFoundError) as error:
             print(f"warning: {error}; the tables are made again", file=sys.stderr)
             return False
         return True
 
     def _interrupted(self) -> int:
-        assert self.stop.signal is not None
+        if self.stop.signal is None:
+            print(
+                f"error: another driver took over sweep {self.spec.folder}: this one was not heard of "
+                "for too long (see `python -m pipeline.status`)",
+                file=sys.stderr,
+            )
+            return ALREADY_RUNNING
         self._write_state("interrupted")
         name = signal.Signals(self.stop.signal).name
         print(
@@ -332,13 +406,13 @@ class _Invocation:
         ]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
         took = f"in {duration(time.time() - self.started)}" if fresh else "nothing was missing"
-        root = self.storage.path(self.folder)
-        uri = tracking_uri(self.storage.root)
+        root = self.storage.where(self.folder)
+        uri = redact(tracking_uri(self.storage))
         lines = [
             f"sweep    {self.spec.folder}: {counts}, {took}",
-            f"report   {root / 'report' / 'index.html'}",
-            f"tables   {root / 'tables'}",
-            f"mlflow   mlflow ui --backend-store-uri {uri}",
+            f"report   {root}/{PAGE}",
+            f"tables   {root}/tables",
+            f"mlflow   {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
         ]
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id) or {}

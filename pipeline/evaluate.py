@@ -11,123 +11,18 @@ A cell is trial x stage x one resolved stage config. Its Parquet part is written
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from lewm.config import Config
 from pipeline import released
 from pipeline.arguments import parse_assignment
-from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
-from pipeline.dataset_cache import local_copy
-from pipeline.released import FOLDER
+from pipeline.cell_runner import EvaluateTask, run_cells
+from pipeline.cells import Manifests, dataset_name, floor_cells, is_done, trial_cells
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
-from pipeline.tables import STAGE_SCHEMAS, write_part
 
 RETRIES = 3
 """How often Ray starts a task again after process death, node loss or an I/O error."""
-
-
-@dataclass(frozen=True)
-class EvaluateTask:
-    """What a worker needs to run cells: of one trial, or floors (no trial)."""
-
-    storage: str
-    dataset: str | None
-    config_json: str | None
-    trial_id: str | None
-    cells: tuple[Cell, ...]
-
-
-def run_cells(task: EvaluateTask) -> int:
-    """Runs the cells of one task and writes part and marker of each; returns how many failed.
-
-    Raises:
-        OSError: storage or dataset could not be read or written (tried again by Ray).
-    """
-    storage = Storage(task.storage)
-    run = _floor_runner(task) if task.trial_id is None else _trial_runner(task, storage)
-    failed = 0
-    for cell in task.cells:
-        started = time.time()
-        marker: dict[str, Any] = {"status": "done", "error": None}
-        try:
-            frame = run(cell)
-            write_part(storage.path(cell.part), frame, STAGE_SCHEMAS[cell.stage])
-        except OSError:
-            raise
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            marker = {"status": "failed", "error": f"{type(error).__name__}: {lines[0]}"}
-            failed += 1
-        marker |= {"manifest_hash": cell.manifest_hash, "wall_s": time.time() - started}
-        storage.write_json(cell.marker, {**marker, "config": cell.config})
-    return failed
-
-
-def _read_manifest(storage: Storage, cell: Cell) -> Any:
-    from lewm.manifest import Manifest
-
-    assert cell.manifest is not None
-    return Manifest.from_json(storage.path(cell.manifest).read_text())
-
-
-def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]:
-    import torch
-
-    from lewm.data.episodes import EpisodeFile
-    from lewm.train import pick_device
-    from pipeline.stages import load_stage
-    from pipeline.stages.loaded import LoadedTrial
-
-    assert task.config_json is not None
-    config = Config.model_validate_json(task.config_json, strict=False)
-    torch.set_num_threads(config.optim.num_threads)
-    device = pick_device(config.run.device)
-    episodes = None if task.dataset is None else EpisodeFile(local_copy(task.dataset))
-    method, normaliser = _load(storage.path(f"trials/{task.trial_id}"), device, episodes)
-    manifests = {
-        (cell.config["protocol"], cell.config["eval_seed"]): _read_manifest(storage, cell)
-        for cell in task.cells
-        if cell.manifest is not None
-    }
-    trial = LoadedTrial(
-        config=config,
-        method=method,
-        normaliser=normaliser,
-        data=episodes,
-        device=device,
-        manifests=manifests,
-    )
-    return lambda cell: load_stage(cell.stage)(trial, cell.config)
-
-
-def _load(folder: Path, device: Any, episodes: Any) -> tuple[Any, Any]:
-    """Method and normaliser of a trial, trained by us or released.
-
-    A release without a normaliser of its own gets one fitted to all actions of the data file, as
-    published.
-    """
-    from lewm.checkpoint import load_method
-    from lewm.data.clips import Normaliser
-    from lewm.released import load_normaliser, load_released
-
-    if not (folder / FOLDER).is_dir():
-        _, method, normaliser, _ = load_method(folder / "checkpoint.pt", device)
-        return method, normaliser
-    _, method = load_released(folder / FOLDER)
-    known = load_normaliser(folder / FOLDER)
-    return method.to(device), known or Normaliser.fit(episodes.read("action"))
-
-
-def _floor_runner(task: EvaluateTask) -> Callable[[Cell], Any]:
-    from pipeline.stages.planning import run_floor
-
-    storage = Storage(task.storage)
-    return lambda cell: run_floor(cell.config["planner"], _read_manifest(storage, cell))
 
 
 def missing_tasks(
@@ -138,7 +33,7 @@ def missing_tasks(
     only: Sequence[str] | None = None,
 ) -> list[EvaluateTask]:
     """What is still to evaluate: floors first, then trial by trial."""
-    root = str(storage.root)
+    root = storage.uri
     missing = [c for c in floor_cells(spec, manifests) if not is_done(storage, c)]
     tasks = []
     if only is None or "planning" in only:
@@ -212,7 +107,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("sweep", nargs="?", help="a sweep's folder name, or the start of it")
-    add("--storage", default="runs", help="where the sweep lives (default: runs)")
+    add(
+        "--storage",
+        default="runs",
+        help="where the sweep lives: a folder or s3://… (default: runs)",
+    )
     add("--only", help="comma-separated stages")
     add("--address", help="an existing Ray cluster: auto or host:port")
     add("--weights", metavar="DIR", type=Path, help="a released checkpoint instead of a sweep")
@@ -231,7 +130,7 @@ FOR_WEIGHTS = ("env", "profile", "protocol", "manifest", "dataset", "set")
 def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
     """The sweep to evaluate: a stored one, or the one made of a released checkpoint."""
     from pipeline import record
-    from pipeline.report import find_sweep_dir
+    from pipeline.report import find_sweep
 
     if args.weights is None:
         for name in FOR_WEIGHTS:
@@ -239,7 +138,7 @@ def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
                 raise ValueError(f"--{name} goes with --weights; a sweep brings its own")
         if args.sweep is None:
             raise ValueError("name a sweep, or a released checkpoint with --weights DIR --env NAME")
-        return record.load(storage, find_sweep_dir(args.sweep, storage.root).name)
+        return record.load(storage, find_sweep(args.sweep, storage))
     if args.sweep is not None or args.env is None:
         raise ValueError("--weights needs --env NAME, and no sweep beside it")
     request = released.Request(

@@ -1,6 +1,10 @@
 """What a sweep shows while it works: one live table on a terminal, one line per event elsewhere."""
 
+import contextlib
+import threading
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -8,6 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from pipeline.storage import Storage
+
+BEACON_S = 10.0
 QUIET_S = 15.0
 """Without a terminal, a summary line at most this often."""
 
@@ -83,6 +90,36 @@ class Progress:
             self.line(f"{row['name']}: {row['status']} at step {row.get('step', 0)}")
         self._refresh()
 
+    def add(self, names: Mapping[str, str]) -> None:
+        """A search chose further trials."""
+        for trial_id, name in names.items():
+            self.rows.setdefault(trial_id, {"name": name, "status": "waiting"})
+        self._refresh()
+
+    def end(self, trial_id: str, status: str) -> None:
+        """A trial ended without having reported so itself."""
+        self.rows[trial_id]["status"] = status
+        self._refresh()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What another process may want to know of this one."""
+        rows = dict(self.rows)
+        running = {
+            trial_id: {"step": row.get("step", 0), "num_steps": row.get("num_steps")}
+            for trial_id, row in rows.items()
+            if row["status"] == "running"
+        }
+        found = [row["status"] for row in rows.values()]
+        return {
+            "at": _now(),
+            "started_at": datetime.fromtimestamp(self._started, UTC).isoformat(timespec="seconds"),
+            "phase": self.phase,
+            "running": running,
+            "counts": {status: found.count(status) for status in sorted(set(found))},
+            "cells": {"done": self.cells_done, "total": self.cells_total},
+            "workers": self._workers,
+        }
+
     def pairs(self, name: str, found: int, asked: int) -> None:
         """Start/goal pairs of a manifest are being drawn; slow worlds take seconds for each."""
         self.phase = f"drawing pairs for {name}, {found}/{asked}"
@@ -126,7 +163,7 @@ class Progress:
 
     def counts(self) -> str:
         """`3 done, 2 running, 10 waiting`."""
-        order = ("done", "diverged", "failed", "stopped", "running", "waiting")
+        order = ("done", "diverged", "failed", "stopped", "paused", "running", "waiting")
         found = [row["status"] for row in self.rows.values()]
         return ", ".join(f"{found.count(name)} {name}" for name in order if name in found)
 
@@ -163,6 +200,33 @@ class Progress:
                 row["name"], row["status"], step, _number(row, "loss"), _number(row, "pred_loss")
             )
         return table
+
+
+class Beacon:
+    """Writes what a driver is doing to storage while the block lasts, for `pipeline.status`."""
+
+    def __init__(self, progress: Progress, storage: Storage, key: str) -> None:
+        self._progress, self._storage, self._key = progress, storage, key
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beacon", daemon=True)
+
+    def __enter__(self) -> "Beacon":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                self._storage.write_json(self._key, self._progress.snapshot())
+            if self._stop.wait(BEACON_S):
+                return
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _number(row: dict[str, Any], key: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lewm.config import Config
 from pipeline import spec as specs
+from pipeline.search_settings import load_search
 from pipeline.spec import Spec, Trial, World
 from pipeline.storage import Storage
 from pipeline.trial import versions
@@ -54,7 +55,7 @@ def load(storage: Storage, folder: str) -> Spec:
     """
     stored = storage.read_json(f"sweeps/{folder}/sweep.json")
     if stored is None:
-        raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.root}")
+        raise ValueError(f"sweep {folder} has no readable sweep.json in {storage.uri}")
     plain = (
         "name",
         "question",
@@ -70,6 +71,7 @@ def load(storage: Storage, folder: str) -> Spec:
         stages=tuple(stored["stages"]),
         worlds=tuple(_world(row) for row in stored["worlds"]),
         trials=tuple(stored_trials(stored)),
+        search=load_search(stored.get("search")),
     )
 
 
@@ -101,6 +103,7 @@ def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> Non
         "fingerprint": spec.fingerprint,
         "released": spec.released,
         "knows_lam": spec.knows_lam,
+        "search": spec.search.model_dump(mode="json", exclude_none=True),
         "worlds": [
             {
                 "method": world.method,

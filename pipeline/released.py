@@ -5,12 +5,12 @@ files in `trials/<id>/released/`. What is not known of it (λ, training seed) st
 """
 
 import json
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lewm.config import Config, digest, lay, make_config
+from pipeline.cell_runner import RELEASED, RELEASED_FILES
 from pipeline.cells import wanted_manifests
 from pipeline.dataset_cache import absolute, local_copy
 from pipeline.shipped import choice, env_names, layers, load_profile
@@ -19,9 +19,6 @@ from pipeline.storage import Storage
 
 if TYPE_CHECKING:
     from lewm.manifest import Manifest
-
-FOLDER = "released"
-FILES = ("weights.pt", "config.json", "normaliser.json", "training.json")
 
 
 @dataclass(frozen=True)
@@ -202,14 +199,11 @@ def store(spec: Spec, storage: Storage, weights: Path, manifest: "Manifest | Non
 
     (trial,) = spec.trials
     key = f"trials/{trial.trial_id}"
-    folder = storage.path(f"{key}/{FOLDER}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    for name in RELEASED_FILES:
         if (weights / name).is_file():
-            shutil.copyfile(weights / name, folder / f".{name}.tmp")
-            (folder / f".{name}.tmp").replace(folder / name)
+            storage.put(weights / name, f"{key}/{RELEASED}/{name}")
     if storage.read_json(f"{key}/done.json") is None:
-        _, method = load_released(folder)
+        _, method = load_released(weights)
         storage.write_json(
             f"{key}/done.json",
             {

@@ -1,20 +1,20 @@
 """Gathers what trials and cells left in the storage into the sweep's tables and final metrics."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.spec import Spec, Trial
 from pipeline.stages import stability
-from pipeline.storage import Storage, read_marker, read_rows
+from pipeline.storage import Storage, parse_rows, read_marker
 from pipeline.tables import (
     PER_TRIAL_KEYS,
     SCHEMAS,
     STAGE_SCHEMAS,
     consolidate,
     make_frame,
+    read_part,
     write_table,
 )
 
@@ -57,14 +57,14 @@ def write_tables(
     Returns:
         All tables by name.
     """
-    folder = storage.path(f"sweeps/{spec.folder}")
+    folder = storage.at(f"sweeps/{spec.folder}")
     tables = {
         "trials": _frame("trials", [_trial_row(spec, storage, t, run_ids) for t in spec.trials]),
         "attempts": _frame("attempts", _attempt_rows(spec, storage)),
-        "curves": _frame("curves", _curve_rows(spec, storage)),
+        "curves": _curves(spec, storage),
     }
     cell_rows: list[Row] = []
-    parts: dict[str, list[tuple[Row, Path]]] = {stage: [] for stage in STAGE_SCHEMAS}
+    parts: dict[str, list[tuple[Row, pl.DataFrame]]] = {stage: [] for stage in STAGE_SCHEMAS}
     by_id = {trial.trial_id: trial for trial in spec.trials}
     for trial_id, owned in cells.items():
         for cell in owned:
@@ -86,7 +86,7 @@ def write_tables(
                 joined = keys | (
                     {"eval_point": cell.eval_point} if cell.stage == "planning" else {}
                 )
-                parts[cell.stage].append((joined, storage.path(cell.part)))
+                parts[cell.stage].append((joined, read_part(storage, cell.part)))
     tables["cells"] = _frame("cells", cell_rows)
     for stage, found in parts.items():
         tables[stage] = consolidate(found, stage)
@@ -121,19 +121,31 @@ def _attempt_rows(spec: Spec, storage: Storage) -> list[Row]:
     return rows
 
 
-def _curve_rows(spec: Spec, storage: Storage) -> list[Row]:
-    wanted = SCHEMAS["curves"]
-    rows = []
+def _curves(spec: Spec, storage: Storage) -> pl.DataFrame:
+    """Every step of every trial."""
+    own = {k: v for k, v in SCHEMAS["curves"].items() if k not in PER_TRIAL_KEYS}
+    frames = []
     for trial in spec.trials:
-        keys = keys_of(spec, trial)
-        for row in trial_curve(storage, trial.trial_id):
-            rows.append(keys | {k: v for k, v in row.items() if k in wanted})
-    return rows
+        content = _curve_bytes(storage, trial.trial_id)
+        try:
+            frame = pl.read_ndjson(content, schema=own) if content else make_frame([], own)
+        except pl.exceptions.PolarsError:  # a torn line, or a number that JSON proper lacks
+            rows = [{k: row.get(k) for k in own} for row in parse_rows(content)]
+            frame = make_frame(rows, own)
+        frames.append((keys_of(spec, trial), frame))
+    return consolidate(frames, "curves")
 
 
 def trial_curve(storage: Storage, trial_id: str) -> list[Row]:
     """The training curve of a trial, one row per step."""
-    return read_rows(storage.path(f"trials/{trial_id}/curve.jsonl"))
+    return parse_rows(_curve_bytes(storage, trial_id))
+
+
+def _curve_bytes(storage: Storage, trial_id: str) -> bytes:
+    try:
+        return storage.read_bytes(f"trials/{trial_id}/curve.jsonl")
+    except FileNotFoundError:
+        return b""
 
 
 def final_metrics(tables: Mapping[str, pl.DataFrame], trial_id: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ Imports neither torch nor ray, so `--dry-run` answers at once.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from lewm.config import (
     trial_id,
 )
 from pipeline.arguments import check_seeds
+from pipeline.search import next_round
+from pipeline.search_checks import check_alone, check_objective, check_rungs
+from pipeline.search_settings import Search, Suggestion, canonical, parse_search
 from pipeline.shipped import (
     check_keys,
     choice,
@@ -39,7 +42,6 @@ Overrides = dict[str, Any]
 STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
 METHOD_NAMES = ("lewm",)
 PLANNER_NAMES = ("cem", "icem", "mppi", "gradient", "random", "zero")
-SEARCH_KINDS = ("grid",)
 SWEEP_KEYS = {
     "name", "question", "method", "env", "seeds", "stages", "search", "grid", "set", "evaluate",
     "profile",
@@ -108,6 +110,7 @@ class Spec:
     fingerprint: str | None
     released: bool = False
     knows_lam: bool = True
+    search: Search = field(default_factory=Search)
 
     @property
     def needs_data(self) -> bool:
@@ -163,10 +166,10 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
         worlds.append(world)
         bases[world.name] = plan.base(fixed, fingerprint)
         trials += [
-            _make_trial({**fixed, **point, "seed": seed}, plan.grid, fingerprint)
-            for point in _product(plan.grid)
-            for seed in plan.seeds
+            _make_trial({**fixed, **point, "seed": seed}, plan.axes, fingerprint)
+            for point, seed in plan.first_trials()
         ]
+        plan.check_search(world, fixed)
     if request.dataset is not None and len(worlds) > 1:
         raise ValueError("--dataset goes with one environment and one method: add --env NAME")
     name = str(plan.table.get("name", Path(request.sweep).stem))
@@ -182,7 +185,24 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
         trials=tuple(trials),
         base=_joint_base(bases),
         fingerprint=fingerprint,
+        search=plan.search,
     )
+
+
+def extend(spec: Spec, suggestions: Iterable[Suggestion]) -> tuple[Spec, list[Trial]]:
+    """The sweep with the trials of a round added.
+
+    Returns:
+        The sweep, and one trial per suggestion, in their order.
+    """
+    shared = flatten(spec.trials[0].config)
+    trials = [
+        _make_trial({**shared, **s.overrides, "seed": s.seed}, spec.search.keys, spec.fingerprint)
+        for s in suggestions
+    ]
+    known = {trial.trial_id for trial in spec.trials}
+    new = tuple(trial for trial in trials if trial.trial_id not in known)
+    return replace(spec, trials=(*spec.trials, *new)), trials
 
 
 class _Plan:
@@ -196,14 +216,16 @@ class _Plan:
         self.of_profile = table.get("profile", {}).get(request.profile, {})
         check_keys(
             self.of_profile,
-            {"grid", "set", "seeds", "stages", "env"},
+            {"grid", "set", "search", "seeds", "stages", "env"},
             f"{self.where}, profile table",
         )
         self.profile = load_profile(request.profile)
         self.methods = self._names("method", "lewm", METHOD_NAMES)
         self.envs = self._names("env", "two_room", env_names())
-        kind = table.get("search", {}).get("kind", "grid")
-        choice(kind, SEARCH_KINDS, f"{self.where}: search.kind")
+        of_profile = _table(self.of_profile, "search", self.where)
+        self.search = parse_search(
+            {**_table(table, "search", self.where), **of_profile}, self.where
+        )
         self.grid = {
             **_table(table, "grid", self.where),
             **_table(self.of_profile, "grid", self.where),
@@ -212,13 +234,38 @@ class _Plan:
         self.evaluate_grid = table.get("evaluate", {}).get("grid", {})
         _check_grid(self.grid, self.where, NOT_SWEPT)
         _check_grid(self.evaluate_grid, f"{self.where}: evaluate", NOT_EVALUATION)
-        _check_overrides(request.overrides, {**self.grid, **self.evaluate_grid})
+        for key in self.search.keys:
+            if key.split(".")[0] in NOT_SWEPT:
+                raise ValueError(
+                    f"{self.where}: {key!r} cannot be searched: it changes no training"
+                )
+        _check_overrides(request.overrides, {**self.grid, **self.evaluate_grid}, self.search)
+        self.axes = (*self.grid, *self.search.keys)
         self.seeds = check_seeds(
             request.seeds or self.of_profile.get("seeds", table.get("seeds", [0])), self.where
         )
         self.stages = tuple(self.of_profile.get("stages", table.get("stages", STAGE_NAMES)))
         for stage in self.stages:
             choice(stage, STAGE_NAMES, f"{self.where}: stages")
+        if self.search.is_adaptive:
+            given = [request.seeds, self.of_profile.get("seeds"), table.get("seeds")]
+            check_alone(self.search, self.grid, any(given), self.methods, self.envs, self.where)
+
+    def first_trials(self) -> list[tuple[Overrides, int]]:
+        """Points and seeds that are known before anything has been trained."""
+        if self.search.is_adaptive:
+            return [(s.overrides, s.seed) for s in next_round(self.search, [])]
+        return [(point, seed) for point in _product(self.grid) for seed in self.seeds]
+
+    def check_search(self, world: World, fixed: Overrides) -> None:
+        """Refuses a search that the trials of a world cannot follow."""
+        for corner in self.search.corners():
+            make_config({**fixed, **corner, "seed": 0})
+        if self.search.is_adaptive:
+            check_objective(self.search, self.stages, _successes(world), self.where)
+        if self.search.early_stopping is not None:
+            first = next(iter(self.first_trials()))[0]
+            check_rungs(self.search.early_stopping, make_config({**fixed, **first}), self.where)
 
     def _names(self, key: str, default: str, known: Sequence[str]) -> tuple[str, ...]:
         """The methods or environments: one name or a list, by the command line if it says so."""
@@ -242,7 +289,7 @@ class _Plan:
         )
         if self.request.dataset is not None:
             fixed["data.dataset"] = self.request.dataset
-        return {k: v for k, v in fixed.items() if k not in {**self.grid, **self.evaluate_grid}}
+        return {k: v for k, v in fixed.items() if k not in {*self.axes, *self.evaluate_grid}}
 
     def world(self, method: str, env: str, fixed: Overrides) -> World:
         """One method in one environment with its evaluation settings."""
@@ -274,12 +321,13 @@ class _Plan:
             for section, value in data.items()
             for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
         }
-        swept = {"seed", *self.grid, *self.evaluate_grid}
+        swept = {"seed", *self.axes, *self.evaluate_grid}
         flat = {k: v for k, v in flat.items() if k not in swept}
         if fingerprint is not None:
             flat["data.dataset"] = fingerprint
-        axes = {"swept": sorted(self.grid), "swept_evaluation": dict(self.evaluate_grid)}
-        return {"recipe": RECIPE_VERSION, "stages": list(self.stages), **axes, **flat}
+        axes = {"swept": sorted(self.axes), "swept_evaluation": dict(self.evaluate_grid)}
+        search = {f"search.{key}": value for key, value in self.search.lasting().items()}
+        return {"recipe": RECIPE_VERSION, "stages": list(self.stages), **axes, **search, **flat}
 
 
 def make_world(
@@ -303,10 +351,20 @@ def make_world(
     return World(method, env, variants, used, estimate)
 
 
-def _make_trial(overrides: Overrides, grid: Mapping[str, Any], fingerprint: str | None) -> Trial:
+def _make_trial(overrides: Overrides, axes: Iterable[str], fingerprint: str | None) -> Trial:
     config = make_config(overrides)
     flat = flatten(config)
-    return Trial(trial_id(config, fingerprint), config, canonical({key: flat[key] for key in grid}))
+    return Trial(trial_id(config, fingerprint), config, canonical({key: flat[key] for key in axes}))
+
+
+def _successes(world: World) -> list[str]:
+    """The names of a world's success rates among the final metrics (`pipeline.results`)."""
+    names = []
+    for eval_point, config in world.variants:
+        own = [part for part in eval_point.split(" ") if part.startswith("planning.")]
+        extra = f"_{' '.join(own)}".replace("=", "_") if own else ""
+        names += [f"success_{protocol}{extra}" for protocol in config.planning.protocols]
+    return names
 
 
 def _joint_base(bases: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -351,12 +409,6 @@ def flatten(config: Config) -> Overrides:
     return flat
 
 
-def canonical(point: Mapping[str, Any]) -> str:
-    """One string per point: `loss.lam=0.1`, keys sorted, joined by spaces; empty for no axis."""
-    parts = (f"{key}={point[key]}" for key in sorted(point))
-    return " ".join(parts)
-
-
 def _product(grid: Mapping[str, Sequence[Any]]) -> Iterable[Overrides]:
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
@@ -374,10 +426,14 @@ def _check_grid(grid: Mapping[str, Any], where: str, forbidden: tuple[str, ...])
             raise ValueError(f"{where}: {key!r} cannot be an axis of this grid")
 
 
-def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any]) -> None:
+def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any], search: Search) -> None:
     """Refuses `--set` where it would be ignored, or where another option says it."""
     options = {"data.env": "--env", "data.dataset": "--dataset", "seed": "--seeds"}
     for key in overrides:
+        if key in search.keys:
+            raise ValueError(
+                f"--set {key}: this sweep's search chooses it; its range is in [search]"
+            )
         if key in axes:
             raise ValueError(f"--set {key}: it is an axis of this sweep; use --grid {key}=...")
         if key in options:

@@ -16,6 +16,7 @@ from lewm.config import Config
 from pipeline import arguments, driver
 from pipeline.dataset_cache import absolute, local_copy
 from pipeline.progress import duration
+from pipeline.redact import redact
 from pipeline.spec import Request, Spec, World, resolve
 from pipeline.storage import Storage, read_marker
 
@@ -38,25 +39,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--grid", action="append", default=[], metavar="KEY=V1,V2", help="replaces or adds an axis")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any config field")
     add("--dataset", help="a file in the published layout, or its URI, instead of collecting one")
-    add("--storage", default="runs", help="folder for everything that is kept (default: runs)")
+    add("--storage", default="runs", help="folder or s3://bucket/prefix (default: runs)")
     add("--address", help="an existing Ray cluster (auto or host:port); default: one of our own")
+    add("--trials-per-gpu", type=_count, default=1, metavar="K", help="trials that share a GPU")
     add(
-        "--gpus-per-trial",
-        type=_gpu_share,
-        default=1.0,
-        metavar="SHARE",
-        help="GPU share of a trial where there are GPUs: 1 (default), or a fraction to pack several",
+        "--trials-per-node",
+        type=_count,
+        metavar="K",
+        help="trials that share a machine without a GPU (default: as many as it has CPUs for); each "
+        "gets its share of the memory, and K is lowered if that is not enough",
     )
     add("--retry", choices=["failed"], help="train failed trials again")
     add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
     return parser.parse_args(argv)
 
 
-def _gpu_share(text: str) -> float:
-    share = float(text)
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]; a trial uses one GPU at most")
-    return share
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
 
 
 def make_request(args: argparse.Namespace) -> Request:
@@ -93,14 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             command,
             args.address,
             retry_failed=args.retry == "failed",
-            gpus_per_trial=args.gpus_per_trial,
+            per_gpu=args.trials_per_gpu,
+            per_node=args.trials_per_node,
         )
         return driver.run(spec, storage, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("LEWM_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return driver.BAD_INPUT
+        print(f"error: {redact(str(error))}", file=sys.stderr)
+        if isinstance(error, ValueError):
+            return driver.BAD_INPUT
+        print("everything finished is kept; the same command goes on from there", file=sys.stderr)
+        return driver.SOME_FAILED
 
 
 def print_plan(spec: Spec, storage: Storage) -> None:
@@ -114,7 +119,7 @@ def print_plan(spec: Spec, storage: Storage) -> None:
     print(f"question  {spec.question}")
     worlds = f"{len(spec.worlds)} worlds x " if len(spec.worlds) > 1 else ""
     print(f"points    {worlds}{len(spec.points)} points x seeds {spec.seeds} = {len(spec.trials)} trials, "
-          f"{len(done)} done in {storage.root}")  # fmt: skip
+          f"{len(done)} done in {storage.uri}")  # fmt: skip
     for world in spec.worlds:
         _print_world(spec, world, done)
 

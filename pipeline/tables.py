@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from pipeline.storage import Storage
 
+Place = Storage | Path
+"""A sweep's folder: the one that holds `tables/`."""
 SCHEMA_VERSION = 2
 """Raised by any change of a schema; part of every cell's identity and of every file's metadata."""
 
@@ -190,7 +192,7 @@ def _arrow(dtype: pl.DataType) -> Any:
     return pa.float64() if dtype == pl.Float64 else pa.int64()
 
 
-def write_part(path: Path, frame: pl.DataFrame, schema: Schema) -> None:
+def write_part(storage: Storage, key: str, frame: pl.DataFrame, schema: Schema) -> None:
     """Writes one cell's rows: whole under its final name, or not at all.
 
     Args:
@@ -199,31 +201,31 @@ def write_part(path: Path, frame: pl.DataFrame, schema: Schema) -> None:
     Raises:
         ValueError: the frame does not have the schema's columns and types.
     """
-    Storage(path.parent).write_bytes(path.name, encode(frame, schema))
+    storage.write_bytes(key, encode(frame, schema))
 
 
-def read_part(path: Path) -> pl.DataFrame:
+def read_part(storage: Storage, key: str) -> pl.DataFrame:
     """The rows of a part, its page checksums verified.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BrokenTable: the file is torn, corrupt or of another schema version; redo the cell.
+        FileNotFoundError: there is no such part.
+        BrokenTable: it is torn, corrupt or of another schema version; redo the cell.
     """
-    data = path.read_bytes()
+    data, name = storage.read_bytes(key), storage.where(key)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise BrokenTable(f"{path} is not a whole Parquet file: {_first_line(error)}") from None
+        raise BrokenTable(f"{name} is not a whole Parquet file: {_first_line(error)}") from None
     version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
     if version != str(SCHEMA_VERSION):
-        raise BrokenTable(f"{path} has schema version {version}, not {SCHEMA_VERSION}")
+        raise BrokenTable(f"{name} has schema version {version}, not {SCHEMA_VERSION}")
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
 def consolidate(
-    parts: Iterable[tuple[Mapping[str, Any], Path | pl.DataFrame]], table: str
+    parts: Iterable[tuple[Mapping[str, Any], pl.DataFrame]], table: str
 ) -> pl.DataFrame:
     """All parts of one table as one frame, keys joined on, in the table's canonical order.
 
@@ -237,8 +239,7 @@ def consolidate(
     """
     schema = _schema(table)
     frames = []
-    for keys, part in parts:
-        frame = read_part(part) if isinstance(part, Path) else part
+    for keys, frame in parts:
         defaults: dict[str, Any] = {
             name: None
             for name in PER_TRIAL_KEYS
@@ -264,71 +265,51 @@ def sort_rows(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort(first + rest, nulls_last=True, maintain_order=True)
 
 
-def table_path(sweep_dir: Path, name: str) -> Path:
-    """Where a sweep keeps the table; unknown names raise `ValueError`."""
+def table_key(name: str) -> str:
+    """Where a sweep's folder keeps the table; unknown names raise `ValueError`."""
     _schema(name)
-    return sweep_dir / "tables" / f"{name}.parquet"
+    return f"tables/{name}.parquet"
 
 
-def write_table(sweep_dir: Path, name: str, frame: pl.DataFrame) -> bool:
+def has_table(sweep: Place, name: str) -> bool:
+    """Whether the sweep has the table."""
+    return Storage(sweep).exists(table_key(name))
+
+
+def write_table(sweep: Place, name: str, frame: pl.DataFrame) -> None:
     """Writes a sorted table of the sweep; an equal file is left untouched.
-
-    Returns:
-        Whether the file changed.
 
     Raises:
         ValueError: unknown table name, or a frame that does not fit its schema.
     """
-    path = table_path(sweep_dir, name)
     data = encode(sort_rows(conform(frame, _schema(name))), _schema(name))
-    if path.is_file() and path.read_bytes() == data:
-        return False
-    Storage(sweep_dir).write_bytes(f"tables/{name}.parquet", data)
-    return True
+    Storage(sweep).write_bytes(table_key(name), data)
 
 
-def scan(sweep_dir: Path, name: str) -> pl.LazyFrame:
-    """The sweep's table, lazily; no rows if the sweep has none yet.
-
-    Raises:
-        ValueError: unknown table name.
-    """
-    path = table_path(sweep_dir, name)
-    if not path.is_file():
-        return pl.LazyFrame(schema=dict(_schema(name)))
-    return pl.scan_parquet(path)
-
-
-def read_table(sweep_dir: Path, name: str) -> pl.DataFrame:
+def read_table(sweep: Place, name: str) -> pl.DataFrame:
     """The sweep's whole table; no rows if the sweep has none yet.
 
     Raises:
         ValueError: unknown table name, or (`BrokenTable`) a torn file.
     """
-    path = table_path(sweep_dir, name)
-    if not path.is_file():
+    try:
+        return conform(read_part(Storage(sweep), table_key(name)), _schema(name))
+    except FileNotFoundError:
         return pl.DataFrame(schema=dict(_schema(name)))
-    return conform(read_part(path), _schema(name))
 
 
-def same_tables(dir_a: Path, dir_b: Path) -> list[str]:
-    """What differs between two sweeps' tables, volatile columns and `attempts` aside; empty if nothing.
-
-    Args:
-        dir_a: a sweep's folder (the one that holds `tables/`).
-        dir_b: the other's.
-    """
+def same_tables(a: Place, b: Place) -> list[str]:
+    """What differs between two sweeps' tables, volatile columns and `attempts` aside; empty if nothing."""
     differences = []
     for name in sorted(set(SCHEMAS) - _VOLATILE_TABLES):
-        paths = [table_path(folder, name) for folder in (dir_a, dir_b)]
-        present = [path.is_file() for path in paths]
+        present = [has_table(place, name) for place in (a, b)]
         if not any(present):
             continue
         if not all(present):
-            differences.append(f"{name}: only in {dir_a if present[0] else dir_b}")
+            differences.append(f"{name}: only in {a if present[0] else b}")
             continue
-        a, b = (sort_rows(read_part(path)) for path in paths)
-        differences += [f"{name}: {what}" for what in _frame_differences(a, b)]
+        frames = [sort_rows(read_part(Storage(place), table_key(name))) for place in (a, b)]
+        differences += [f"{name}: {what}" for what in _frame_differences(*frames)]
     return differences
 
 

@@ -9,19 +9,32 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from pipeline.storage import Storage
 
 EXPERIMENT = "lewm"
 BATCH = 900
 """Metrics per request; MLflow takes at most 1,000."""
+GATHER_S, MOST_PAUSE_S = 5.0, 60.0
+"""Rows are gathered this long before a request; after failed ones the pause doubles."""
 CURVE_METRICS = ("loss", "pred_loss", "sigreg_loss", "val_pred_loss", "grad_norm", "lr", "mean_std")
 Row = Mapping[str, Any]
 
 
-def tracking_uri(root: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, else a SQLite file in the storage (absolute, as MLflow wants it)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+def tracking_uri(storage: Storage) -> str:
+    """`MLFLOW_TRACKING_URI`, else a SQLite file in the storage (absolute, as MLflow wants it).
+
+    Raises:
+        ValueError: the storage is a bucket, which cannot hold a database, and no server is named.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if not given and not storage.is_local:
+        raise ValueError(
+            f"storage {storage.uri} cannot hold MLflow's database: set MLFLOW_TRACKING_URI to a "
+            "tracking server, or to sqlite:////absolute/path.db on the driver's machine"
+        )
+    return given or f"sqlite:///{storage.root / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,11 @@ class Tracker:
     sweep: str
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is a database file of one machine."""
+        return self.uri.startswith("sqlite:")
+
+    @property
     def client(self) -> Any:
         """A fresh MLflow client."""
         return _client(self.uri)
@@ -42,6 +60,8 @@ class Tracker:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import logging
 
     from mlflow import MlflowClient
@@ -51,16 +71,19 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def open_sweep(uri: str, artifacts: Path, sweep: str, tags: Mapping[str, str]) -> Tracker:
+def open_sweep(uri: str, artifacts: str | None, sweep: str, tags: Mapping[str, str]) -> Tracker:
     """Creates or finds the database, the experiment and the sweep's parent run.
 
     The driver calls this before any worker starts: several processes that open a fresh SQLite file at
     once would fail.
+
+    Args:
+        artifacts: where a database without a server keeps artifacts; None: MLflow's default.
     """
     client = _client(uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        location = artifacts.as_uri() if uri.startswith("sqlite:") else None
+        location = artifacts if uri.startswith("sqlite:") else None
         experiment_id = client.create_experiment(EXPERIMENT, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
@@ -108,7 +131,8 @@ def log_curve(tracker: Tracker, run_id: str, rows: Sequence[Row], last: dict[str
     """Delivers the rows of a training curve that the run does not have yet, whole steps in order.
 
     Args:
-        rows: one per step with `step` and any of `CURVE_METRICS`.
+        rows: one per step with `step` and any of `CURVE_METRICS`; `at`, in milliseconds, is when it
+            was first tried. MLflow keeps one of equal points, so a repeated request adds nothing.
         last: per metric the last step the run holds; brought up to date as requests succeed.
     """
     from mlflow.entities import Metric
@@ -116,7 +140,7 @@ def log_curve(tracker: Tracker, run_id: str, rows: Sequence[Row], last: dict[str
     now = int(time.time() * 1000)
     client = tracker.client
     fresh = [
-        Metric(f"train/{name}", float(row[name]), now, int(row["step"]))
+        Metric(f"train/{name}", float(row[name]), row.get("at", now), int(row["step"]))
         for row in rows
         for name in CURVE_METRICS
         if row.get(name) is not None and row["step"] > last.get(name, -1)
@@ -160,7 +184,7 @@ def finish_trial(
 
 
 def finish_sweep(
-    tracker: Tracker, artifacts: Sequence[Path], tags: Mapping[str, str], status: str
+    tracker: Tracker, artifacts: Sequence[Any], tags: Mapping[str, str], status: str
 ) -> None:
     """Attaches the sweep's files to its parent run and closes it."""
     client = tracker.client
@@ -189,7 +213,7 @@ class CurveLogger:
         self._open = (tracker, trial_id, name, dict(params), dict(tags))
         self._rows: list[Row] = []
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._lock = threading.Lock()
         self.error: str | None = None
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
@@ -197,13 +221,14 @@ class CurveLogger:
 
     def add(self, rows: Sequence[Row]) -> None:
         """Queues rows for delivery."""
+        now = int(time.time() * 1000)
         with self._lock:
-            self._rows.extend(rows)
+            self._rows.extend({**row, "at": now} for row in rows)
         self._wake.set()
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Delivers what is queued, waiting at most `timeout_s`."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s)
 
@@ -211,8 +236,10 @@ class CurveLogger:
         tracker = self._open[0]
         run_id: str | None = None
         last: dict[str, int] = {}
-        while not (self._closing and not self._rows):
+        pause = GATHER_S
+        while not (self._closing.is_set() and not self._rows):
             self._wake.wait()
+            self._closing.wait(pause)
             self._wake.clear()
             with self._lock:
                 rows, self._rows = self._rows, []
@@ -221,11 +248,12 @@ class CurveLogger:
                     run_id = open_trial(*self._open)
                     last = last_steps(tracker, run_id)
                 log_curve(tracker, run_id, rows, last)
-                self.error = None
+                self.error, pause = None, GATHER_S
             except Exception as error:
                 self.error = f"{type(error).__name__}: {error}"
-                if self._closing:
+                if self._closing.is_set():
                     return
+                run_id, pause = None, min(pause * 2, MOST_PAUSE_S)  # what did arrive is read again
                 with self._lock:
                     self._rows = [*rows, *self._rows]
-                time.sleep(1.0)
+                self._wake.set()

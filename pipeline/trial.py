@@ -21,22 +21,44 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lewm.config import Config
+from pipeline.cell_runner import EvaluateTask, run_cells
+from pipeline.cluster import code_hash
 from pipeline.dataset_cache import local_copy
-from pipeline.storage import Heartbeat, Lease, Storage, read_marker, read_rows
+from pipeline.lease import Heartbeat, Lease
+from pipeline.redact import redact
+from pipeline.storage import Storage, parse_rows, read_marker
 from pipeline.tracking import CurveLogger, Tracker
 
 RUN_FILES = ("checkpoint.prev.pt", "checkpoint.pt", "curve.jsonl", "progress.json", "train.log")
 Report = Callable[[dict[str, Any]], None]
 
 
+OUT_OF_MEMORY, PAUSED = "out of memory", "paused"
+"""What a trial without a marker reports: it did not fit beside its neighbours, or it reached a rung."""
+
+
 class OwnershipLost(RuntimeError):
     """Another process took this trial over; nothing more may be committed."""
 
 
+class _RungReached(Exception):
+    """The step at which a search decides who goes on; its checkpoint is on storage."""
+
+
 @dataclass(frozen=True)
 class TrialTask:
-    """What a worker needs to run a trial; plain data."""
+    """What a worker needs to run a trial; plain data.
+
+    Args:
+        driver: token of the driver that started it, and `void` those of drivers known to be gone.
+        code: hash of the driver's sources; a node with others refuses.
+        packed: trials that share its GPU or, without one, its node.
+        until: pause at the first checkpoint at or after this step.
+        objective: cells that a search needs of this trial at once.
+    """
 
     trial_id: str
     config_json: str
@@ -47,6 +69,12 @@ class TrialTask:
     profile: str
     git_commit: str | None
     tracker: Tracker | None
+    driver: str | None = None
+    void: tuple[str, ...] = ()
+    code: str | None = None
+    packed: int = 1
+    until: int | None = None
+    objective: EvaluateTask | None = None
 
     @property
     def config(self) -> Config:
@@ -97,7 +125,8 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     """Trains a trial to its end, from wherever it stands; returns its done-marker.
 
     A Python exception of the training is final and recorded as `failed`; process death and I/O errors
-    propagate, so that Ray tries again.
+    propagate, so that Ray tries again. Without a marker, and returned with a status only, stay a trial
+    that paused at `task.until` and one that did not fit into its share of the memory.
 
     Raises:
         OSError: storage or dataset could not be read or written.
@@ -107,7 +136,8 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     finished = read_marker(storage, task.trial_id)
     if finished is not None and finished["status"] != "failed":
         return finished
-    lease = Lease(storage, f"{task.key}/owner.json")
+    own = () if task.driver is None else (task.driver,)
+    lease = Lease(storage, f"{task.key}/owner.json", task.driver, (*task.void, *own))
     finished = _wait_for_lease(storage, lease, task.trial_id)
     if finished is not None:
         return finished
@@ -139,7 +169,13 @@ def _train(
     except (OSError, OwnershipLost) as error:
         attempts.close(f"{type(error).__name__}: tried again")
         raise
+    except _RungReached:
+        attempts.close(PAUSED)
+        return {"status": PAUSED}
     except Exception as error:
+        if task.packed > 1 and _is_out_of_memory(error):
+            attempts.close(f"{OUT_OF_MEMORY} with {task.packed} trials side by side")
+            return {"status": OUT_OF_MEMORY}
         outcome = _failure(error)
         with (local / "train.log").open("a") as log:
             log.write(traceback.format_exc())
@@ -176,11 +212,13 @@ class _Upload:
             if (self._local / name).is_file():
                 self._storage.put(self._local / name, f"{self._task.key}/{name}")
         if self._logger is not None:
-            rows = read_rows(self._local / "curve.jsonl")
+            rows = parse_rows((self._local / "curve.jsonl").read_bytes())
             self._logger.add(rows[self._num_logged :])
             self._num_logged = len(rows)
         num_steps = self._task.config.optim.num_steps
         self._report({**metrics, "step": step, "num_steps": num_steps or 0})
+        if self._task.until is not None and self._task.until <= step < (num_steps or step):
+            raise _RungReached
 
     def close(self) -> None:
         if self._logger is not None:
@@ -193,7 +231,8 @@ def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
     from lewm.train import pick_device, train
 
     config = task.config
-    result = train(config, local, local_copy(task.dataset, task.dataset_hash), upload)
+    expected = task.dataset_hash if config.data.dataset is not None else None
+    result = train(config, local, local_copy(task.dataset, expected), upload)
     _, method, _, _ = load_method(local / "checkpoint.pt", "cpu")
     progress = json.loads((local / "progress.json").read_text())
     return {
@@ -210,7 +249,38 @@ def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
 
 def _failure(error: Exception) -> dict[str, Any]:
     lines = str(error).strip().splitlines() or [""]
-    return {"status": "failed", "error": f"{type(error).__name__}: {lines[0]}"}
+    return {"status": "failed", "error": redact(f"{type(error).__name__}: {lines[0]}")}
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a training did not fit, on a GPU or in its share of the node."""
+    text = f"{type(error).__name__}: {error}".lower()
+    wanted = ("out of memory", "can't allocate memory", "unable to allocate", "cannot allocate")
+    return isinstance(error, MemoryError) or any(part in text for part in wanted)
+
+
+def _cap_memory(packed: int) -> None:
+    """Keeps this process to its share, so that a neighbour is not killed for what we take.
+
+    On a GPU a share of the card, through PyTorch's allocator; without one a share of the machine's
+    memory, as the limit on the process's private data.
+    """
+    if packed <= 1:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0 / packed)
+        return
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    share = max(psutil.virtual_memory().total // packed, used)
+    resource.setrlimit(resource.RLIMIT_DATA, (share + _reserved(), resource.RLIM_INFINITY))
+
+
+def _reserved() -> int:
+    """Private memory that is mapped but not in use: stacks of threads, arenas."""
+    memory = psutil.Process().memory_info()
+    return int(max(memory.data - memory.rss, 0))
 
 
 def _provenance(task: TrialTask) -> dict[str, Any]:
@@ -314,5 +384,10 @@ def tune_trainable(params: dict[str, Any], tasks: dict[str, TrialTask]) -> None:
     from ray import tune
 
     task = tasks[params["trial_id"]]
+    if task.code not in (None, code_hash()):
+        raise OSError(f"node {socket.gethostname()} runs other code of this project")
+    _cap_memory(task.packed)
     marker = run_trial(task, lambda metrics: tune.report(dict(metrics)))
+    if marker["status"] == "done" and task.objective is not None:
+        run_cells(task.objective)
     tune.report({"status": marker["status"], "step": marker.get("num_steps") or 0})

@@ -59,7 +59,8 @@ def run_trials(
         retries: new starts after process death, node loss or an I/O error.
 
     Returns:
-        The error line of every trial that could not be finished.
+        Per trial its last status (`done`, `paused`, `out of memory` ...), or the error line of one that
+        could not be brought to an end.
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -88,12 +89,15 @@ def run_trials(
         )
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             results = tuner.fit()
-    errors = {}
+    ends = {}
     for result in results:
+        trial_id = (result.config or {})["trial_id"]
         if result.error is not None:
             lines = str(result.error).strip().splitlines() or ["unknown"]
-            errors[(result.config or {})["trial_id"]] = lines[-1]
-    return errors
+            ends[trial_id] = lines[-1]
+        else:
+            ends[trial_id] = str((result.metrics or {}).get("status", "ended without a word"))
+    return ends
 
 
 def _trial_id(trial: Any) -> str:

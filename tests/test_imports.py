@@ -9,7 +9,10 @@ ROOT = Path(__file__).parent.parent
 OURS = ("lewm", "pipeline", "reports")
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "polars")
 
-LEAVES = ("stats", "tables", "tracking", "storage", "cluster", "progress")
+LEAVES = (
+    *("stats", "tables", "tracking", "storage", "bucket", "lease", "redact"),
+    *("cluster", "progress"),
+)
 
 
 def allowed(module: str) -> tuple[set[str], set[str]]:
@@ -27,7 +30,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
         banned -= {"cluster": {"ray"}, "tracking": {"mlflow"}}.get(top, set())
-        return {"pipeline.storage"}, banned
+        return {"pipeline.storage", "pipeline.bucket", "pipeline.redact"}, banned
     if name.startswith("stages.stability"):
         return {
             "pipeline.stats",
@@ -47,6 +50,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
             *(
                 f"pipeline.{room}"
                 for room in ("spec", "stages", "tables", "tracking", "storage", "dataset_cache")
+                + ("cell_runner", "cluster", "lease", "redact")
             ),
         }, set()
     if top == "results":
@@ -58,7 +62,15 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
             "reports",
             *(
                 f"pipeline.{room}"
-                for room in ("spec", "tables", "stats", "storage", "stages.stability")
+                for room in (
+                    "spec",
+                    "tables",
+                    "stats",
+                    "storage",
+                    "stages.stability",
+                    "lease",
+                    "redact",
+                )
             ),
         }, {"torch", "ray", "mlflow"}
     return set(OURS), set()

@@ -13,21 +13,26 @@ import pytest
 from lewm.config import dataset_id, make_config
 from lewm.data.episodes import EpisodeFile, content_hash
 from lewm.envs import ENVS
-from pipeline import collect as module
-from pipeline.collect import (
-    check_dataset,
-    collect,
-    default_policy,
-    ensure_dataset,
-    main,
-    make_part,
-    parse,
-    policy_shares,
-    read_sheet,
-)
+from pipeline import datasets as module
+from pipeline.collect import default_policy, main, parse
+from pipeline.datasets import collect, make_part, policy_shares
+from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "pipeline.collect", "two_room"]
+
+
+def ensure_dataset(config, folder, **more):
+    storage = Storage(folder)
+    return storage.path(module.ensure_dataset(config, storage, **more))
+
+
+def read_sheet(path):
+    return module.read_sheet(Storage(path.parent), path.name)
+
+
+def check_dataset(path):
+    return module.check_dataset(Storage(path.parent), path.name)
 
 
 def config(episodes=30, **overrides):
@@ -68,9 +73,9 @@ def test_goes_on_from_whole_parts(unbroken, tmp_path, monkeypatch):
     parts = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     assert sorted(parts) == ["000000-000025.h5", "000025-000050.h5"]
     made = []
-    monkeypatch.setattr(module, "make_part", lambda *a: made.append(a[1].name) or make_part(*a))
+    monkeypatch.setattr(module, "make_part", lambda *a: made.append(a[2]) or make_part(*a))
     path = ensure_dataset(config(60), tmp_path)
-    assert made == ["000050-000060.h5"] and not folder.exists()
+    assert [key.rsplit("/", 1)[-1] for key in made] == ["000050-000060.h5"] and not folder.exists()
     with EpisodeFile(path) as long, EpisodeFile(unbroken) as short:
         rows = range(short.num_rows)
         assert (long.read("pixels", rows) == short.read("pixels")).all()
@@ -105,7 +110,7 @@ def test_never_overwrites_a_foreign_file(tmp_path):
     target = tmp_path / "mine.h5"
     target.write_text("thesis")
     with pytest.raises(ValueError, match=r"mine\.h5 exists and holds something else"):
-        collect(config(), target, 1)
+        collect(config(), Storage(tmp_path), target.name, 1)
     assert target.read_text() == "thesis"
 
 
@@ -130,7 +135,7 @@ def test_command_line_and_out(tmp_path, capsys):
         (["two_room", "--episodes", "many"], "--episodes"),
         (["two_room", "--image-size", "512"], "image_size must be within 8..224"),
         (["two_room", "--workers", "0"], "--workers must be at least 1"),
-        (["two_room", "--storage", "s3://bucket"], "s3://bucket"),
+        (["two_room", "--storage", "gs://bucket"], "s3://bucket"),
         (["two_room", "--storage", "/proc/none"], "cannot be written"),
         (["two_room", "--what"], "--what"),
         (["two_room", "--render-quality", "fast"], "render_quality"),

@@ -10,7 +10,8 @@ from lewm.config import make_config
 from lewm.released import export_checkpoint
 from lewm.train import train
 from pipeline import evaluate
-from pipeline.collect import ensure_dataset
+from pipeline.datasets import ensure_dataset
+from pipeline.storage import Storage
 from pipeline.tables import read_table
 
 SMALL = {
@@ -41,7 +42,8 @@ PLANNING = ("num_pairs=3", "num_samples=8", "num_elites=2", "num_iterations=1")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     config = make_config(SMALL)
-    dataset = ensure_dataset(config, folder / "runs", 1)
+    storage = Storage(folder / "runs")
+    dataset = storage.path(ensure_dataset(config, storage))
     run = folder / "run"
     run.mkdir()
     train(config, run, dataset)

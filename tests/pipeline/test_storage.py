@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pipeline.storage import Heartbeat, Lease, Storage, is_stale, read_rows
+from pipeline.lease import LEASE_S, Heartbeat, Lease, is_stale
+from pipeline.storage import Storage, parse_rows
 
 
 @pytest.fixture
@@ -36,9 +37,10 @@ def test_a_key_cannot_leave_the_storage(storage):
         storage.path("../outside")
 
 
-def test_other_schemes_are_refused():
-    with pytest.raises(ValueError, match="s3://bucket"):
-        Storage("s3://bucket")
+@pytest.mark.parametrize("uri", ["gs://bucket", "s3://", "s3://key:secret@bucket/x", "http://x"])
+def test_other_places_are_refused(uri):
+    with pytest.raises(ValueError, match="s3://bucket/prefix"):
+        Storage(uri)
 
 
 def test_a_live_owner_keeps_the_lease_and_a_dead_one_loses_it(storage):
@@ -51,7 +53,7 @@ def test_a_live_owner_keeps_the_lease_and_a_dead_one_loses_it(storage):
         [
             sys.executable,
             "-c",
-            "import sys; from pipeline.storage import *\n"
+            "import sys; from pipeline.storage import Storage; from pipeline.lease import Lease\n"
             "s = Storage(sys.argv[1]); Lease(s, 'p.json').acquire()",
             str(storage.root),
         ],
@@ -62,10 +64,27 @@ def test_a_live_owner_keeps_the_lease_and_a_dead_one_loses_it(storage):
     assert third.acquire() is None and third.held()
 
 
-def test_an_expired_lease_of_another_host_is_stale_and_a_fresh_one_is_not():
-    record = {"token": "t", "host": "elsewhere", "pid": 1, "process_started": 0.0}
-    assert is_stale(record | {"expires": time.time() - 1})
-    assert not is_stale(record | {"expires": time.time() + 60})
+@pytest.mark.parametrize("skew_s", [-7200.0, 0.0, 7200.0])
+def test_a_lease_of_another_machine_is_void_by_its_age_on_storage_whatever_its_clock(
+    storage, skew_s
+):
+    record = {"token": "t", "driver": None, "host": "far", "machine": "far", "pid": 1}
+    storage.write_json("o.json", record | {"renewed_at": time.time() + skew_s})
+    owner = storage.read_json("o.json")
+    assert not is_stale(storage, "o.json", owner)
+    assert Lease(storage, "o.json").acquire() == owner
+    written = time.time() - LEASE_S - 1
+    os.utime(storage.path("o.json"), (written, written))
+    assert is_stale(storage, "o.json", owner)
+    lease = Lease(storage, "o.json")
+    assert lease.acquire() is None and lease.replaced == "t"
+
+
+def test_what_a_dead_driver_held_is_taken_over_without_waiting(storage):
+    far = {"token": "t", "driver": "old", "host": "far", "machine": "far", "pid": 1}
+    storage.write_json("o.json", far)
+    assert Lease(storage, "o.json", driver="new").acquire() is not None
+    assert Lease(storage, "o.json", driver="new", void=["old"]).acquire() is None
 
 
 def test_an_owner_that_lost_its_token_cannot_renew(storage):
@@ -80,7 +99,8 @@ def test_an_owner_that_lost_its_token_cannot_renew(storage):
 def test_a_lease_taken_in_between_is_not_stolen_and_a_torn_one_is_replaced(storage):
     mine, other = Lease(storage, "o.json"), Lease(storage, "o.json")
     assert other.acquire() is None
-    assert not mine._replace(None) and other.held()
+    assert not storage.swap("o.json", None, b"{}") and other.held()
+    assert not storage.swap("o.json", b"what it never was", b"{}") and other.held()
     storage.path("o.json").write_text('{"token": "x", "ho')
     assert mine.acquire() is None and mine.held()
 
@@ -93,8 +113,7 @@ def test_a_heartbeat_releases_at_its_end(storage):
     assert storage.read_json("o.json") is None
 
 
-def test_rows_end_at_the_first_torn_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert [row["step"] for row in read_rows(path)] == [0, 1]
-    assert read_rows(tmp_path / "none") == []
+def test_rows_end_at_the_first_torn_line():
+    torn = b'{"step": 0}\n{"step": 1}\n{"st'
+    assert [row["step"] for row in parse_rows(torn)] == [0, 1]
+    assert parse_rows(b"") == []

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from pipeline import tables
+from pipeline.storage import Storage
 
 KEYS = {
     "trial_id": "a1",
@@ -44,52 +45,50 @@ def test_volatile_columns_are_those_of_the_design() -> None:
 
 def test_part_roundtrip_has_equal_bytes_and_no_leftovers(tmp_path: Path) -> None:
     schema = tables.STAGE_SCHEMAS["latents"]
-    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
-    tables.write_part(first, latents(), schema)
-    tables.write_part(second, pl.concat([latents()[:1], latents()[1:]], rechunk=False), schema)
-    assert first.read_bytes() == second.read_bytes()
-    assert tables.read_part(first).equals(latents())
+    storage, in_pieces = Storage(tmp_path), pl.concat([latents()[:1], latents()[1:]], rechunk=False)
+    tables.write_part(storage, "a.parquet", latents(), schema)
+    tables.write_part(storage, "b.parquet", in_pieces, schema)
+    assert storage.read_bytes("a.parquet") == storage.read_bytes("b.parquet")
+    assert tables.read_part(storage, "a.parquet").equals(latents())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
 
 
 @pytest.mark.parametrize("harm", ["empty", "torn", "flipped", "text"])
 def test_broken_part_is_told(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "part.parquet"
-    tables.write_part(path, latents(), tables.STAGE_SCHEMAS["latents"])
+    tables.write_part(Storage(tmp_path), path.name, latents(), tables.STAGE_SCHEMAS["latents"])
     data = bytearray(path.read_bytes())
     if harm == "flipped":
         data[30] ^= 0xFF
     kept = {"empty": b"", "torn": data[: len(data) // 2], "flipped": data, "text": b"no table"}
     path.write_bytes(bytes(kept[harm]))
     with pytest.raises(tables.BrokenTable, match=r"part\.parquet"):
-        tables.read_part(path)
+        tables.read_part(Storage(tmp_path), path.name)
 
 
 def test_another_schema_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "part.parquet"
     monkeypatch.setattr(tables, "SCHEMA_VERSION", 0)
-    tables.write_part(path, latents(), tables.STAGE_SCHEMAS["latents"])
+    tables.write_part(Storage(tmp_path), path.name, latents(), tables.STAGE_SCHEMAS["latents"])
     monkeypatch.undo()
     with pytest.raises(tables.BrokenTable, match="schema version 0"):
-        tables.read_part(path)
+        tables.read_part(Storage(tmp_path), path.name)
 
 
 def test_wrong_columns_are_refused(tmp_path: Path) -> None:
     frame = latents().rename({"isotropy": "anisotropy"})
     with pytest.raises(ValueError, match=r"missing \['isotropy'\], unknown \['anisotropy'\]"):
-        tables.write_part(tmp_path / "part.parquet", frame, tables.STAGE_SCHEMAS["latents"])
+        tables.write_part(Storage(tmp_path), "part", frame, tables.STAGE_SCHEMAS["latents"])
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="not in the schema: colour"):
         tables.make_frame([{"colour": 1}], tables.STAGE_SCHEMAS["latents"])
 
 
-def test_consolidate_joins_keys_whatever_the_order(tmp_path: Path) -> None:
+def test_consolidate_joins_keys_whatever_the_order() -> None:
     parts = []
     for seed, lam in [(1, 1.0), (0, 0.1), (1, 0.1)]:
-        path = tmp_path / f"{seed}-{lam}.parquet"
-        tables.write_part(path, latents(lam), tables.STAGE_SCHEMAS["latents"])
         keys = {**KEYS, "trial_id": f"{seed}{lam}", "lam": lam, "point": f"loss.lam={lam:g}"}
-        parts.append(({**keys, "seed": seed}, path))
+        parts.append(({**keys, "seed": seed}, latents(lam)))
     frame = tables.consolidate(parts, "latents")
     assert frame.schema == tables.SCHEMAS["latents"]
     assert frame.equals(tables.consolidate(parts[::-1], "latents"))
@@ -118,14 +117,13 @@ def test_consolidate_of_nothing_is_an_empty_table() -> None:
 
 def test_equal_table_is_not_rewritten(tmp_path: Path) -> None:
     frame = tables.consolidate([(KEYS, latents())], "latents")
-    assert tables.write_table(tmp_path, "latents", frame)
-    path = tables.table_path(tmp_path, "latents")
+    tables.write_table(tmp_path, "latents", frame)
+    path = tmp_path / tables.table_key("latents")
     before = path.stat()
-    assert not tables.write_table(tmp_path, "latents", frame[::-1])
+    tables.write_table(tmp_path, "latents", frame[::-1])
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
-    assert tables.scan(tmp_path, "latents").collect().equals(frame)
     assert tables.read_table(tmp_path, "latents").equals(frame)
-    assert tables.scan(tmp_path, "planning").collect().is_empty()
+    assert tables.read_table(tmp_path, "planning").is_empty()
 
 
 def test_same_tables_sees_values_and_forgives_volatile_columns(tmp_path: Path) -> None:

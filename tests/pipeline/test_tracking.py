@@ -1,6 +1,5 @@
 """MLflow on a real SQLite database: one run per trial, no step twice, whatever was repeated."""
 
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ ROWS = [{"step": step, "loss": 1.0 / (step + 1), "lr": 0.1} for step in range(12
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
     root = tmp_path_factory.mktemp("mlflow")
-    return open_sweep(f"sqlite:///{root / 'mlflow.db'}", root / "artifacts", "demo", {"a": "b"})
+    return open_sweep(f"sqlite:///{root / 'mlflow.db'}", (root / "artifacts").as_uri(), "demo", {"a": "b"})
 
 
 def steps(tracker, run_id):
@@ -28,7 +27,7 @@ def steps(tracker, run_id):
 
 
 def test_a_sweep_is_opened_once(tracker):
-    again = open_sweep(tracker.uri, Path("/nowhere"), "demo", {})
+    again = open_sweep(tracker.uri, "file:///nowhere", "demo", {})
     assert again == tracker
 
 

@@ -8,7 +8,7 @@ import lewm.train
 from lewm.config import DataConfig, make_config, trial_id
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import write_episodes
-from pipeline.storage import Storage, read_marker, read_rows
+from pipeline.storage import Storage, parse_rows, read_marker
 from pipeline.trial import OwnershipLost, TrialTask, run_trial
 
 TINY = {
@@ -64,7 +64,7 @@ def test_a_trial_ends_in_a_marker_and_is_not_done_twice(task, tmp_path):
     marker = run_trial(task, reports.append)
     assert marker["status"] == "done" and marker["num_steps"] == 4 and marker["attempts"] == 1
     assert [r["step"] for r in reports] == [0, 2, 4]
-    rows = read_rows(tmp_path / task.key / "curve.jsonl")
+    rows = parse_rows((tmp_path / task.key / "curve.jsonl").read_bytes())
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert json.loads((tmp_path / task.key / "config.json").read_text())["seed"] == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / task.key).iterdir()}

@@ -17,6 +17,7 @@ from synthetic_sweep import LAMS, META, make_tables
 
 from pipeline import report
 from pipeline.stages import stability
+from pipeline.storage import Storage
 from pipeline.tables import SCHEMAS, write_table
 from reports import figures, text
 from reports.axis import make_axis
@@ -250,7 +251,7 @@ def test_command_builds_the_page_without_heavy_imports(tmp_path: Path, tables: F
 def test_report_judges_where_the_sweep_has_not(tmp_path: Path, tables: Frames) -> None:
     raw = {name: frame for name, frame in tables.items() if name not in stability.OUTPUTS}
     page = report.make_report(write_sweep(tmp_path / "sweeps" / "lambda-two_room-quick", raw))
-    assert page.read_text() == render(tables, META)
+    assert Path(page).read_text() == render(tables, META)
 
 
 def test_sweeps_are_found_by_the_start_of_their_name(
@@ -264,9 +265,9 @@ def test_sweeps_are_found_by_the_start_of_their_name(
     )
     for name in names:
         (tmp_path / "sweeps" / name).mkdir(parents=True)
-    assert report.find_sweep_dir("smoke", tmp_path).name == "smoke-a-b"
-    assert report.find_sweep_dir("lambda2", tmp_path).name == "lambda2-two_room-quick"
-    assert report.find_sweep_dir("lambda-two_room-p", tmp_path).name == "lambda-two_room-paper"
+    assert report.find_sweep("smoke", Storage(tmp_path)) == "smoke-a-b"
+    assert report.find_sweep("lambda2", Storage(tmp_path)) == "lambda2-two_room-quick"
+    assert report.find_sweep("lambda-two_room-p", Storage(tmp_path)) == "lambda-two_room-paper"
     assert report.main(["lambda", "--storage", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "lambda-two_room-paper, lambda-two_room-quick" in said and "lambda2" not in said

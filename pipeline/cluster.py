@@ -87,12 +87,12 @@ def _worker_environment() -> dict[str, Any]:
         "excludes": ["**/__pycache__/**"],
     }
     if secrets:
-        found["worker_process_setup_hook"] = functools.partial(_take_secrets, secrets)
+
+        def take_secrets() -> None:
+            os.environ.update(secrets)
+
+        found["worker_process_setup_hook"] = take_secrets
     return found
-
-
-def _take_secrets(secrets: Mapping[str, str]) -> None:
-    os.environ.update(secrets)
 
 
 def _package_folder(name: str) -> Path:

@@ -91,7 +91,7 @@ def run_trials(
             results = tuner.fit()
     ends = {}
     for result in results:
-        trial_id = (result.config or {})["trial_id"]
+        trial_id = Path(result.path).name  # its config is lost if its actor could not be made
         if result.error is not None:
             lines = str(result.error).strip().splitlines() or ["unknown"]
             ends[trial_id] = lines[-1]

@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 """Set for the driver, inherited by a local Ray and handed to the workers of a cluster."""
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Binds a Ray of our own to 127.0.0.1 on every system; by default on Linux it is open to the network."""
 PASSED_ON = ("MLFLOW_", "AWS_", "LEWM_", "MUJOCO_GL", "RAY_AUTH_MODE", "OMP_NUM_THREADS")
 """Prefixes of the variables that workers of a cluster get from the driver."""
 NOT_PASSED_ON = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "LEWM_CACHE")
@@ -46,7 +48,7 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
     Raises:
         ValueError: no cluster answers at the address, or one that runs other versions.
     """
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | (LOOPBACK_ONLY if address is None else {}))
     import ray
 
     if ray.is_initialized():
@@ -58,7 +60,6 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
             **settings,
         )
         return

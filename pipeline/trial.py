@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -141,7 +142,10 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     finished = _wait_for_lease(storage, lease, task.trial_id)
     if finished is not None:
         return finished
-    with Heartbeat(lease), tempfile.TemporaryDirectory(prefix=f"lewm-{task.trial_id}-") as local:
+    prefix = f"lewm-{task.trial_id}-"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):  # of processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    with Heartbeat(lease), tempfile.TemporaryDirectory(prefix=prefix) as local:
         return _train(task, storage, lease, Path(local), report)
 
 

@@ -73,6 +73,15 @@ def examine(request: Request, gpus: float | None = None) -> list[Finding]:
     return [_in_time(name, check) for name, check in checks.items()]
 
 
+def examine_node(request: Request) -> list[Finding]:
+    """The same from within a Ray task: this node must have the GPUs that Ray counts."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return examine(request, node["Resources"].get("GPU", 0.0))
+
+
 def _in_time(name: str, check: Callable[[], Finding]) -> Finding:
     found: list[Finding] = []
 
@@ -95,9 +104,8 @@ def last_line(error: BaseException) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this process: what must be alike on every node, and what only the driver and MLflow see."""
-    ours = importlib.metadata.version("lewm-sweep")
-    return {**cluster.node_versions(), "mlflow": importlib.metadata.version("mlflow"), "ours": ours}
+    """Of this process: what results depend on, our own code by its hash, and what talks to MLflow."""
+    return {**cluster.node_versions(), "mlflow": importlib.metadata.version("mlflow")}
 
 
 def _versions(request: Request) -> Finding:

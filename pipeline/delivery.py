@@ -11,6 +11,7 @@ import polars as pl
 from pipeline import record
 from pipeline.redact import redact
 from pipeline.results import final_metrics, trial_curve
+from pipeline.search_record import read_stopped
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
 from pipeline.tracking import (
@@ -82,8 +83,9 @@ class Delivery:
 
     def _deliver_curves(self, tracker: Tracker, tasks: Sequence[TrialTask]) -> None:
         begun_at = record.begun_at(self._storage, f"sweeps/{self._spec.folder}")
+        stopped = read_stopped(self._storage, self._spec.folder)
         for task in tasks:
-            marker = read_marker(self._storage, task.trial_id)
+            marker = read_marker(self._storage, task.trial_id) or stopped.get(task.trial_id)
             if marker is None:
                 continue
             reused = str(marker.get("finished_at") or begun_at) < begun_at

@@ -12,10 +12,9 @@ import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 from pipeline import cluster
-from pipeline.checks import SHARE, Finding, Request, examine, last_line, versions
+from pipeline.checks import SHARE, Finding, Request, examine, examine_node, last_line, versions
 from pipeline.redact import redact
 from pipeline.shipped import choice, env_names, load_profile
 from pipeline.storage import Storage
@@ -36,7 +35,7 @@ def examine_nodes(request: Request) -> list[Finding]:
     on_node = replace(request, on_node=True)
     gpus = {_name(node): node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]}
     found: list[Finding] = []
-    answers = cluster.on_every_node(partial(_examine_this_node, on_node), NODE_S)
+    answers = cluster.on_every_node(lambda: examine_node(on_node), NODE_S)
     for place, answer in answers.items():
         if isinstance(answer, Exception):
             mend = "`ray status`; the logs are in /tmp/ray/session_latest/logs of the node"
@@ -52,14 +51,6 @@ def examine_nodes(request: Request) -> list[Finding]:
 
 def _name(node: dict[str, object]) -> str:
     return f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-
-
-def _examine_this_node(request: Request) -> list[Finding]:
-    import ray
-
-    here = ray.get_runtime_context().get_node_id()
-    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
-    return examine(request, node["Resources"].get("GPU", 0.0))
 
 
 def _notes_read_back(request: Request, nodes: int) -> Finding:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import evaluate, record
+from pipeline.cell_runner import EvaluateTask
 from pipeline.cells import (
     Cell,
     Manifests,
@@ -34,11 +35,16 @@ from pipeline.lease import Heartbeat, Lease
 from pipeline.progress import Beacon, Progress, duration
 from pipeline.redact import redact
 from pipeline.report import PAGE, make_report
+from pipeline.results import trial_metrics, write_tables
+from pipeline.rounds import Rounds
+from pipeline.search_checks import objective_stage
+from pipeline.search_record import read_objective, read_stopped, read_suggestions
+from pipeline.search_settings import Bisect, Optuna
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage, read_marker
 from pipeline.tables import BrokenTable, read_part, table_key
 from pipeline.tracking import Tracker, tracking_uri
-from pipeline.trial import OUT_OF_MEMORY, TrialTask, git_commit
+from pipeline.trial import OUT_OF_MEMORY, PAUSED, TrialTask, git_commit
 
 COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
 
@@ -128,6 +134,7 @@ class _Invocation:
         self.hashes: dict[str, str] = {}
         self.share: dict[str, float] = {}
         self.undone: list[dict[str, Any]] = []
+        self.values: dict[str, float | None] = {}
 
     def run(self) -> int:
         record.write(self.spec, self.storage, self.options.command, self.commit)
@@ -149,9 +156,9 @@ class _Invocation:
         ):
             manifests = {} if self.stop() else self._manifests(progress)
             if self.options.train and not self.stop():
-                self._train(progress, delivery.tracker)
+                self._train(progress, delivery.tracker, manifests)
             if not self.stop():
-                self._evaluate(progress, manifests)
+                self._evaluate(progress, manifests, self.options.only)
         if self.stop():
             return self._interrupted()
         self._finish(manifests, delivery)
@@ -243,28 +250,80 @@ class _Invocation:
         evaluate_s = None if None in known else float(np.mean([s for s in known if s is not None]))
         return Progress(names, done, evaluate_s, self._workers())
 
-    def _train(self, progress: Progress, tracker: Tracker | None) -> None:
-        """Trains every trial without a marker, each as one Ray Tune trial; packs less what did not fit."""
+    def _train(self, progress: Progress, tracker: Tracker | None, manifests: Manifests) -> None:
+        """Brings every trial to its end: all of a grid, or round after round of a search."""
         if self.options.address is not None and tracker is not None and tracker.is_file:
             tracker = (
-                None  # a database file belongs to the driver's machine; it delivers at the end
+                None  # a database file belongs to the driver's machine, which delivers at the end
             )
-        while tasks := self._open_tasks(tracker):
+        rounds = Rounds(
+            self.storage,
+            progress,
+            run=lambda trials, until: self._run_trials(trials, until, progress, tracker, manifests),
+            judge=lambda spec, trials: self._judge(spec, trials, progress, manifests),
+            write=lambda spec: record.write(spec, self.storage, self.options.command, self.commit),
+            stop=self.stop,
+        )
+        self.spec = rounds.train(self.spec)
+        if self.spec.search.is_adaptive and not self.stop():
+            suggestions = read_suggestions(self.storage, self.spec.folder)
+            self.values = rounds.values(self.spec, suggestions)
+
+    def _run_trials(
+        self,
+        trials: Sequence[Trial],
+        until: int | None,
+        progress: Progress,
+        tracker: Tracker | None,
+        manifests: Manifests,
+    ) -> None:
+        """Trains what has no marker yet, each as one Ray Tune trial; packs less what did not fit."""
+        left = [t for t in trials if read_marker(self.storage, t.trial_id) is None]
+        while left:
             from pipeline.tuner import run_trials
 
             progress.phase = "training"
+            tasks = [
+                replace(
+                    self._task(t, tracker), until=until, objective=self._objective(t, manifests)
+                )
+                for t in left
+            ]
             ends = run_trials(tasks, self.share, progress.step, self.stop, RETRIES)
             if self.stop():
                 return
-            if self.options.packed > 1 and OUT_OF_MEMORY in ends.values():
+            left = [t for t in left if ends.get(t.trial_id) == OUT_OF_MEMORY]
+            if left:
                 self._pack_less(progress)
-                continue
             self._give_up(tasks, ends, progress)
 
-    def _open_tasks(self, tracker: Tracker | None) -> list[TrialTask]:
-        """One task for each trial without a marker."""
-        trials = [t for t in self.spec.trials if read_marker(self.storage, t.trial_id) is None]
-        return [self._task(trial, tracker) for trial in trials]
+    def _objective(self, trial: Trial, manifests: Manifests) -> EvaluateTask | None:
+        """The cells that an adaptive search needs of a trial, which runs them itself."""
+        search = self.spec.search
+        if not isinstance(search, Bisect | Optuna):
+            return None
+        stage = objective_stage(search.objective)
+        cells = tuple(c for c in trial_cells(self.spec, trial, manifests) if c.stage == stage)
+        return evaluate.trial_task(self.spec, self.storage, trial, self.datasets, cells)
+
+    def _judge(
+        self, spec: Spec, trials: Sequence[Trial], progress: Progress, manifests: Manifests
+    ) -> dict[str, float | None]:
+        """The search's objective of trials that are done; cells that are missing are run now."""
+        search = spec.search
+        assert isinstance(search, Bisect | Optuna)
+        stage = objective_stage(search.objective)
+        self.spec = spec
+        if stage is not None:
+            self._evaluate(progress, manifests, [stage], {t.trial_id for t in trials})
+        values: dict[str, float | None] = {}
+        for trial in trials:
+            cells = [c for c in trial_cells(spec, trial, manifests) if c.stage == stage]
+            metrics = trial_metrics(spec, self.storage, trial, cells)
+            failed = any(not is_done(self.storage, cell) for cell in cells)
+            label = spec.label(trial)
+            values[trial.trial_id] = None if failed else read_objective(search, metrics, label)
+        return values
 
     def _pack_less(self, progress: Progress) -> None:
         """One trial less on each GPU or node: some did not fit into their share of the memory."""
@@ -282,7 +341,8 @@ class _Invocation:
     ) -> None:
         """Records as failed what has no marker after all retries."""
         for task in tasks:
-            if read_marker(self.storage, task.trial_id) is None:
+            unfinished = ends.get(task.trial_id) in (PAUSED, OUT_OF_MEMORY)
+            if not unfinished and read_marker(self.storage, task.trial_id) is None:
                 error = redact(ends.get(task.trial_id, "ended without a word"))
                 self.storage.write_json(
                     f"{task.key}/done.json",
@@ -295,16 +355,24 @@ class _Invocation:
 
     def _cells(self, manifests: Manifests) -> dict[str | None, list[Cell]]:
         cells: dict[str | None, list[Cell]] = {None: floor_cells(self.spec, manifests)}
+        stopped = read_stopped(self.storage, self.spec.folder)
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id)
-            if marker is not None and marker["status"] == "done":
+            if marker is not None and marker["status"] == "done" and trial.trial_id not in stopped:
                 cells[trial.trial_id] = trial_cells(self.spec, trial, manifests)
         return cells
 
-    def _evaluate(self, progress: Progress, manifests: Manifests) -> None:
-        tasks = evaluate.missing_tasks(
-            self.spec, self.storage, manifests, self.datasets, self.options.only
-        )
+    def _evaluate(
+        self,
+        progress: Progress,
+        manifests: Manifests,
+        only: Sequence[str] | None = None,
+        trials: Collection[str] | None = None,
+    ) -> None:
+        """Runs every cell that is missing, or those of some stages and trials."""
+        tasks = evaluate.missing_tasks(self.spec, self.storage, manifests, self.datasets, only)
+        if trials is not None:
+            tasks = [task for task in tasks if task.trial_id in trials]
         if not tasks:
             return
         progress.begin_cells(len(tasks))
@@ -312,13 +380,16 @@ class _Invocation:
 
     def _finish(self, manifests: Manifests, delivery: Delivery) -> None:
         """Tables, report, MLflow's final state, and the state that makes the sweep complete."""
-        from pipeline.results import write_tables
-
         cells = self._cells(manifests)
         tracker = delivery.tracker
         run_ids = delivery.deliver_curves([self._task(t, tracker) for t in self.spec.trials])
         tables = write_tables(
-            self.spec, self.storage, cells, lambda c: cell_status(self.storage, c), run_ids
+            self.spec,
+            self.storage,
+            cells,
+            lambda c: cell_status(self.storage, c),
+            run_ids,
+            self.values,
         )
         make_report(self.storage.at(self.folder))
         delivery.finish(tables, [f"{self.folder}/{PAGE}", f"{self.folder}/sweep.json"])
@@ -341,6 +412,7 @@ class _Invocation:
                 "state": state,
                 "trials": [t.trial_id for t in self.spec.trials],
                 "cells": cells or [],
+                "search": self.spec.search.model_dump(mode="json"),
             },
         )
 
@@ -351,7 +423,11 @@ class _Invocation:
             return False
         if state["trials"] != [t.trial_id for t in self.spec.trials]:
             return False
-        if any(read_marker(self.storage, t.trial_id) is None for t in self.spec.trials):
+        if state.get("search") != self.spec.search.model_dump(mode="json"):
+            return False
+        stopped = read_stopped(self.storage, self.spec.folder)
+        ids = [t.trial_id for t in self.spec.trials if t.trial_id not in stopped]
+        if any(read_marker(self.storage, trial_id) is None for trial_id in ids):
             return False
         if not (self.storage.exists(f"{self.folder}/{PAGE}") and self._tables_whole()):
             return False

@@ -17,8 +17,9 @@ from pathlib import Path
 from pipeline import released
 from pipeline.arguments import parse_assignment
 from pipeline.cell_runner import EvaluateTask, run_cells
-from pipeline.cells import Manifests, dataset_name, floor_cells, is_done, trial_cells
-from pipeline.spec import Spec
+from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
+from pipeline.search_record import read_stopped
+from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage, read_marker
 
 RETRIES = 3
@@ -41,9 +42,10 @@ def missing_tasks(
             floors = tuple(cell for cell in missing if cell.env == env)
             if floors:
                 tasks.append(EvaluateTask(root, None, None, None, floors))
+    stopped = read_stopped(storage, spec.folder)
     for trial in spec.trials:
         marker = read_marker(storage, trial.trial_id)
-        if marker is None or marker["status"] != "done":
+        if marker is None or marker["status"] != "done" or trial.trial_id in stopped:
             continue
         cells = tuple(
             cell
@@ -51,11 +53,21 @@ def missing_tasks(
             if (only is None or cell.stage in only) and not is_done(storage, cell)
         )
         if cells:
-            data = datasets.get(dataset_name(trial.config, spec.fingerprint))
-            tasks.append(
-                EvaluateTask(root, data, trial.config.model_dump_json(), trial.trial_id, cells)
-            )
+            tasks.append(trial_task(spec, storage, trial, datasets, cells))
     return tasks
+
+
+def trial_task(
+    spec: Spec,
+    storage: Storage,
+    trial: Trial,
+    datasets: Mapping[str, str],
+    cells: tuple[Cell, ...],
+) -> EvaluateTask:
+    """What a worker needs to run cells of a trial."""
+    data = datasets.get(dataset_name(trial.config, spec.fingerprint))
+    config = trial.config.model_dump_json()
+    return EvaluateTask(storage.uri, data, config, trial.trial_id, cells)
 
 
 def run_tasks(

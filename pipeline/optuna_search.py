@@ -92,7 +92,7 @@ def _sampled(search: Optuna, told: Told) -> list[Overrides]:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     seed = int(np.random.SeedSequence([search.seed, len(told)]).generate_state(1)[0])
     samplers: Any = optuna.samplers
     sampler = {

@@ -86,7 +86,7 @@ class Progress:
             {k: v for k, v in metrics.items() if k in ("step", "num_steps", "loss", "pred_loss")}
         )
         row["status"] = metrics.get("status", "running")
-        if "status" in metrics:
+        if "status" in metrics and row["status"] != "paused":
             self.line(f"{row['name']}: {row['status']} at step {row.get('step', 0)}")
         self._refresh()
 

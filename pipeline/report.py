@@ -73,7 +73,7 @@ def make_report(sweep: Place) -> str:
 
 def read_tables(sweep: Place) -> dict[str, pl.DataFrame]:
     """The tables a report shows; those of `stability` are made from the others where one is missing."""
-    tables = {name: read_table(sweep, name) for name in (*stability.INPUTS, "examples")}
+    tables = {name: read_table(sweep, name) for name in (*stability.INPUTS, "examples", "search")}
     if all(has_table(sweep, name) for name in stability.OUTPUTS):
         return tables | {name: read_table(sweep, name) for name in stability.OUTPUTS}
     return tables | stability.run(tables)

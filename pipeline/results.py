@@ -1,10 +1,17 @@
 """Gathers what trials and cells left in the storage into the sweep's tables and final metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from pipeline.search_record import (
+    read_stopped,
+    read_suggestions,
+    search_rows,
+    search_summary,
+    with_search,
+)
 from pipeline.spec import Spec, Trial
 from pipeline.stages import stability
 from pipeline.storage import Storage, parse_rows, read_marker
@@ -19,6 +26,7 @@ from pipeline.tables import (
 )
 
 Row = dict[str, Any]
+Parts = dict[str, list[tuple[Row, pl.DataFrame]]]
 
 
 def keys_of(spec: Spec, trial: Trial) -> Row:
@@ -46,6 +54,7 @@ def write_tables(
     cells: Mapping[str | None, list[Any]],
     status_of: Callable[[Any], Row],
     run_ids: Mapping[str, str],
+    values: Mapping[str, float | None],
 ) -> dict[str, pl.DataFrame]:
     """Writes every table of the sweep from the storage; equal tables are left untouched.
 
@@ -53,6 +62,7 @@ def write_tables(
         cells: per trial id (None: floors) its `pipeline.evaluate.Cell`s.
         status_of: the marker of a cell.
         run_ids: per trial id its MLflow run.
+        values: per trial id the objective of an adaptive search.
 
     Returns:
         All tables by name.
@@ -64,11 +74,12 @@ def write_tables(
         "curves": _curves(spec, storage),
     }
     cell_rows: list[Row] = []
-    parts: dict[str, list[tuple[Row, pl.DataFrame]]] = {stage: [] for stage in STAGE_SCHEMAS}
+    parts: Parts = {stage: [] for stage in STAGE_SCHEMAS}
     by_id = {trial.trial_id: trial for trial in spec.trials}
     for trial_id, owned in cells.items():
+        own = None if trial_id is None else by_id[trial_id]
+        _gather(spec, storage, own, owned, parts)
         for cell in owned:
-            own = None if trial_id is None else by_id[trial_id]
             keys = floor_keys(spec, cell.env) if own is None else keys_of(spec, own)
             marker = status_of(cell)
             cell_rows.append(
@@ -82,18 +93,51 @@ def write_tables(
                     "wall_s": marker["wall_s"],
                 }
             )
-            if marker["status"] == "done":
-                joined = keys | (
-                    {"eval_point": cell.eval_point} if cell.stage == "planning" else {}
-                )
-                parts[cell.stage].append((joined, read_part(storage, cell.part)))
     tables["cells"] = _frame("cells", cell_rows)
     for stage, found in parts.items():
         tables[stage] = consolidate(found, stage)
     tables |= stability.run(tables)
+    tables = _searched(spec, storage, tables, values)
     for name, frame in tables.items():
         write_table(folder, name, frame)
     return tables
+
+
+def trial_metrics(
+    spec: Spec, storage: Storage, trial: Trial, cells: Sequence[Any]
+) -> dict[str, float]:
+    """The `final/...` summary of a trial from its curve and those of its cells that are done."""
+    parts: Parts = {stage: [] for stage in STAGE_SCHEMAS}
+    _gather(spec, storage, trial, cells, parts)
+    tables = {stage: consolidate(found, stage) for stage, found in parts.items()}
+    curve = (keys_of(spec, trial), _curve(storage, trial.trial_id))
+    return final_metrics({**tables, "curves": consolidate([curve], "curves")}, trial.trial_id)
+
+
+def _gather(
+    spec: Spec, storage: Storage, trial: Trial | None, cells: Sequence[Any], parts: Parts
+) -> None:
+    """Adds the parts of a trial's cells (None: floors) that are done."""
+    for cell in cells:
+        if (storage.read_json(cell.marker) or {}).get("status") == "done":
+            keys = floor_keys(spec, cell.env) if trial is None else keys_of(spec, trial)
+            own = {"eval_point": cell.eval_point} if cell.stage == "planning" else {}
+            parts[cell.stage].append((keys | own, read_part(storage, cell.part)))
+
+
+def _searched(
+    spec: Spec,
+    storage: Storage,
+    tables: dict[str, pl.DataFrame],
+    values: Mapping[str, float | None],
+) -> dict[str, pl.DataFrame]:
+    """The tables with what a search suggested and found."""
+    folder = storage.at(f"sweeps/{spec.folder}")
+    if not spec.search.is_adaptive:
+        return with_search(tables, folder)
+    known = read_suggestions(storage, spec.folder)
+    rows, summary = search_rows(spec, known, values), search_summary(spec, known, values)
+    return with_search(tables, folder, rows, summary)
 
 
 def _frame(table: str, rows: list[Row]) -> pl.DataFrame:
@@ -101,7 +145,14 @@ def _frame(table: str, rows: list[Row]) -> pl.DataFrame:
 
 
 def _trial_row(spec: Spec, storage: Storage, trial: Trial, run_ids: Mapping[str, str]) -> Row:
+    stopped = read_stopped(storage, spec.folder).get(trial.trial_id)
     marker = read_marker(storage, trial.trial_id) or {"status": "pending"}
+    if stopped is not None:  # of this sweep, whatever became of the trial elsewhere
+        marker = {
+            "status": "stopped",
+            "stop_reason": stopped["reason"],
+            "num_steps": stopped["step"],
+        }
     known = {k: v for k, v in marker.items() if k in SCHEMAS["trials"]}
     return {
         **known,
@@ -123,17 +174,23 @@ def _attempt_rows(spec: Spec, storage: Storage) -> list[Row]:
 
 def _curves(spec: Spec, storage: Storage) -> pl.DataFrame:
     """Every step of every trial."""
-    own = {k: v for k, v in SCHEMAS["curves"].items() if k not in PER_TRIAL_KEYS}
+    stopped = read_stopped(storage, spec.folder)
     frames = []
     for trial in spec.trials:
-        content = _curve_bytes(storage, trial.trial_id)
-        try:
-            frame = pl.read_ndjson(content, schema=own) if content else make_frame([], own)
-        except pl.exceptions.PolarsError:  # a torn line, or a number that JSON proper lacks
-            rows = [{k: row.get(k) for k in own} for row in parse_rows(content)]
-            frame = make_frame(rows, own)
+        frame = _curve(storage, trial.trial_id)
+        if trial.trial_id in stopped:
+            frame = frame.filter(pl.col("step") < stopped[trial.trial_id]["step"])
         frames.append((keys_of(spec, trial), frame))
     return consolidate(frames, "curves")
+
+
+def _curve(storage: Storage, trial_id: str) -> pl.DataFrame:
+    own = {k: v for k, v in SCHEMAS["curves"].items() if k not in PER_TRIAL_KEYS}
+    content = _curve_bytes(storage, trial_id)
+    try:
+        return pl.read_ndjson(content, schema=own) if content else make_frame([], own)
+    except pl.exceptions.PolarsError:  # a torn line, or a number that JSON proper lacks
+        return make_frame([{k: row.get(k) for k in own} for row in parse_rows(content)], own)
 
 
 def trial_curve(storage: Storage, trial_id: str) -> list[Row]:

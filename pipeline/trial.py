@@ -48,6 +48,10 @@ class OwnershipLost(RuntimeError):
 class _RungReached(Exception):
     """The step at which a search decides who goes on; its checkpoint is on storage."""
 
+    def __init__(self, metrics: dict[str, float]) -> None:
+        super().__init__()
+        self.metrics = metrics
+
 
 @dataclass(frozen=True)
 class TrialTask:
@@ -173,7 +177,9 @@ def _train(
     except (OSError, OwnershipLost) as error:
         attempts.close(f"{type(error).__name__}: tried again")
         raise
-    except _RungReached:
+    except _RungReached as rung:
+        rungs = storage.read_json(f"{task.key}/rungs.json") or {}
+        storage.write_json(f"{task.key}/rungs.json", rungs | {str(task.until): rung.metrics})
         attempts.close(PAUSED)
         return {"status": PAUSED}
     except Exception as error:
@@ -222,7 +228,7 @@ class _Upload:
         num_steps = self._task.config.optim.num_steps
         self._report({**metrics, "step": step, "num_steps": num_steps or 0})
         if self._task.until is not None and self._task.until <= step < (num_steps or step):
-            raise _RungReached
+            raise _RungReached(metrics)
 
     def close(self) -> None:
         if self._logger is not None:
@@ -394,4 +400,5 @@ def tune_trainable(params: dict[str, Any], tasks: dict[str, TrialTask]) -> None:
     marker = run_trial(task, lambda metrics: tune.report(dict(metrics)))
     if marker["status"] == "done" and task.objective is not None:
         run_cells(task.objective)
-    tune.report({"status": marker["status"], "step": marker.get("num_steps") or 0})
+    step = marker.get("num_steps")
+    tune.report({"status": marker["status"]} | ({} if step is None else {"step": step}))

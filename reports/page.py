@@ -12,7 +12,7 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup
 
-from reports import sections, text, views
+from reports import search, sections, text, views
 from reports.figures import Figure
 from reports.theme import chart_config, lam_colours, palette
 
@@ -57,6 +57,12 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         states=zip(
             ("healthy", "collapsed", "diverged"), palette(False)["states"], palette(True)["states"]
         ),
+        strategies=[
+            {"name": name, "light": light, "dark": dark}
+            for name, light, dark in zip(
+                search.WORDS.values(), palette(False)["strategies"], palette(True)["strategies"]
+            )
+        ],
     )
 
 
@@ -105,6 +111,8 @@ def _chapter(world: views.World, number: int) -> Row:
     health = views.health_figures(world, f"{prefix}latents")
     curves = views.curve_figures(world, f"{prefix}train")
     lams = _lams(world.tables)
+    found = search.section(world, prefix)
+    simulated = [found["figure"]] if found["figure"] else []
     return {
         "name": world.name,
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",
@@ -136,7 +144,8 @@ def _chapter(world: views.World, number: int) -> Row:
         "collapse_rule": sections.collapse_rule(world),
         "trials": sections.trial_rows(world),
         "failed_cells": sections.failed_cells(world),
-        "figures": [*charts, *health, *curves],
+        "search": found,
+        "figures": [*charts, *health, *curves, *simulated],
     }
 
 

@@ -15,6 +15,7 @@ _LIGHT = {
     "states": ["#0072b2", "#d55e00", "#a3488f"],
     "band": "#8b949e",
     "plateau": "#009e73",
+    "strategies": ["#5b6570", "#b07aa1", "#0072b2", "#d55e00"],
     "lams": [(0x8C, 0xC5, 0xBE), (0x2C, 0x7F, 0xB8), (0x14, 0x2A, 0x6E)],
 }
 _DARK = {
@@ -25,6 +26,7 @@ _DARK = {
     "states": ["#56b4e9", "#f2854a", "#d99ad0"],
     "band": "#7d8792",
     "plateau": "#3fbf95",
+    "strategies": ["#9aa5b1", "#d99ad0", "#56b4e9", "#f2854a"],
     "lams": [(0x2F, 0x6F, 0x9F), (0x6F, 0xB5, 0xD9), (0xE3, 0xF0, 0xD0)],
 }
 
@@ -72,7 +74,11 @@ def chart_config(dark: bool, lams: list[float]) -> dict[str, Any]:
             "titlePadding": 8,
         },
         "title": {"color": chosen["ink"], "fontSize": 13, "fontWeight": 600, "anchor": "start"},
-        "range": {"category": states, "ordinal": lam_colours(lams, dark)},
+        "range": {
+            "category": states,
+            "ordinal": lam_colours(lams, dark),
+            "strategies": chosen["strategies"],
+        },
         "style": {
             "plateau": {"color": chosen["plateau"], "opacity": 0.13 if dark else 0.1},
             "floor-band": {"color": chosen["band"], "opacity": 0.22},

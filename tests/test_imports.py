@@ -14,6 +14,8 @@ LEAVES = (
     *("cluster", "progress"),
 )
 
+SEARCH = ("search", "search_settings", "search_checks", "golden_section", "optuna_search")
+
 
 def allowed(module: str) -> tuple[set[str], set[str]]:
     """(prefixes of ours that the module may import, heavy libraries that it must not)."""
@@ -23,10 +25,18 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {"reports"}, {"torch", "ray", "mlflow"}
     name = module.removeprefix("pipeline").removeprefix(".")
     top = name.split(".")[0]
-    if top in ("spec", "shipped", "arguments"):
-        allowed_here = ("storage", "shipped", "arguments")
+    if top in ("spec", "shipped", "arguments", *SEARCH):
+        allowed_here = ("storage", "shipped", "arguments", *SEARCH)
         rooms = {f"pipeline.{room}" for room in allowed_here}
-        return {"lewm.config"} | rooms, {"torch", "ray", "mlflow"}
+        banned = {"torch", "mlflow"} | ({"ray"} if top != "optuna_search" else set())
+        return {"lewm.config"} | rooms, banned
+    if top in ("simulation", "simulation_rows", "simulate", "search_record"):
+        rooms = {f"pipeline.{room}" for room in ("spec", "storage", "tables", "stats", *SEARCH)}
+        rooms |= {"pipeline.simulation", "pipeline.simulation_rows", "pipeline.search_record"}
+        if top == "simulate":
+            rooms |= {f"pipeline.{room}" for room in ("lease", "progress", "report", "results")}
+            rooms |= {"lewm.config"}
+        return rooms, {"torch", "ray", "mlflow"}
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
         banned -= {"cluster": {"ray"}, "tracking": {"mlflow"}}.get(top, set())
@@ -55,9 +65,12 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         }, set()
     if top == "results":
         return {
-            *(f"pipeline.{room}" for room in ("spec", "tables", "storage", "stages.stability")),
+            *(f"pipeline.{room}" for room in ("spec", "tables", "storage", "stages.stability", "search_record")),
         }, {"torch", "ray", "mlflow"}
-    if top in ("report", "status"):
+    if top in ("status", "survey", "clean"):
+        rooms = {"storage", "lease", "survey", "progress", "report", "tables"}
+        return {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
+    if top == "report":
         return {
             "reports",
             *(

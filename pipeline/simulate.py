@@ -1,0 +1,223 @@
+"""What a search for λ costs: simulated on the response curve that a finished sweep recorded.
+
+python -m pipeline.simulate lambda                              200 searches per strategy, 24 trials each
+python -m pipeline.simulate lambda --objective success_paper    on another final metric
+python -m pipeline.simulate lambda --margin 0.1 --budget 36     a wider plateau, more trials
+
+Takes the sweep's means and spread over seeds at every λ > 0 and lets grid, random, bisect and TPE search
+that curve, with the code that searches for real; only training is replaced by a draw. How many trials
+until the recommended λ is on the plateau, its true mean within the margin of the best, goes into the
+sweep's tables; the report plots it. Trains nothing; the same arguments give the same rows.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import polars as pl
+
+from lewm.config import nearest
+from pipeline.lease import Lease
+from pipeline.progress import duration
+from pipeline.report import find_sweep
+from pipeline.results import final_metrics
+from pipeline.search_settings import Bisect, Optuna, Search, load_search
+from pipeline.simulation import (
+    GRID_SEEDS,
+    KEY,
+    STRATEGIES,
+    Cost,
+    Curve,
+    Plateau,
+    cost,
+    find_plateau,
+    make_curve,
+    run_all,
+)
+from pipeline.simulation_rows import (
+    Question,
+    Row,
+    search_rows,
+    share_rows,
+    summary_rows,
+    trials_text,
+    write_rows,
+)
+from pipeline.storage import Storage
+from pipeline.tables import read_table
+
+OK, BAD_INPUT, ALREADY_RUNNING = 0, 2, 3
+QUIET_S = 5.0
+"""A progress line at most this often."""
+METRIC_TABLES = ("curves", "latents", "planning", "probing", "surprise")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.simulate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="Exit codes: 0 done, 2 bad input, 3 the sweep is running.",
+    )
+    add = parser.add_argument
+    add("sweep", help="a finished sweep over λ: its folder name, or the start of it")
+    add("--storage", default="runs", help="where it lives: a folder or s3://… (default: runs)")
+    add("--objective", help="a final metric; default: the search's own, else strict success")
+    add("--mode", choices=["max", "min"], default="max", help="which is better (default: max)")
+    add("--margin", type=float, help="width of the plateau; default 0.05 (5 points) for rates")
+    add("--budget", type=int, default=24, help="trials a search may spend (default: 24)")
+    add("--repetitions", type=int, default=200, help="searches per strategy (default: 200)")
+    add("--seed", type=int, default=0, help="of the draws (default: 0)")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = parse(argv)
+    try:
+        storage = Storage(args.storage)
+        folder = find_sweep(args.sweep, storage)
+        stored = storage.read_json(f"sweeps/{folder}/sweep.json") or {}
+        question = _question(args, load_search(stored.get("search")))
+        lease = Lease(storage, f"sweeps/{folder}/owner.json")
+        if lease.acquire() is not None:
+            print(f"error: sweep {folder} is running; wait for it", file=sys.stderr)
+            return ALREADY_RUNNING
+        try:
+            lines = simulate_sweep(storage.at(f"sweeps/{folder}"), question, _Progress())
+        finally:
+            lease.release()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    where = "" if args.storage == "runs" else f" --storage {args.storage}"
+    print("\n".join([*lines, f"next     python -m pipeline.report {folder}{where}"]))
+    return OK
+
+
+def _question(args: argparse.Namespace, search: Search) -> Question:
+    own = search.objective if isinstance(search, Bisect | Optuna) else "success_strict"
+    objective = args.objective or own
+    margin = args.margin
+    if margin is None and objective.startswith("success_"):
+        margin = 0.05
+    if margin is None or margin <= 0:
+        raise ValueError(
+            f"--margin: how far below the best {objective} still counts as the plateau, above 0 and in "
+            "its unit, e.g. --margin 0.05"
+        )
+    for name, least in (("budget", 2), ("repetitions", 1), ("seed", 0)):
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} is at least {least}, got {getattr(args, name)}")
+    return Question(objective, args.mode, margin, args.budget, args.repetitions, args.seed)
+
+
+def simulate_sweep(
+    sweep: Storage, question: Question, progress: Callable[[str, int, int], None]
+) -> list[str]:
+    """Simulates on every world of a sweep and writes the rows into its tables; returns what it found.
+
+    Args:
+        sweep: its folder.
+
+    Raises:
+        ValueError: the sweep's results are no curve over λ.
+    """
+    tables = {name: read_table(sweep, name) for name in ("trials", *METRIC_TABLES)}
+    worlds = tables["trials"].select("method", "env", "profile").unique().sort("method", "env")
+    if worlds.is_empty():
+        raise ValueError(f"{sweep.uri} has no trials in its tables yet: run the sweep first")
+    rows: dict[str, list[Row]] = {"search": [], "profiles": [], "summary": []}
+    lines = []
+    for world in worlds.iter_rows(named=True):
+        values = recorded_values(tables, world, question.objective)
+        curve = make_curve(values, question.objective.startswith("success_"))
+        plateau = find_plateau(curve, question.mode, question.margin)
+        steps = run_all(
+            curve,
+            question.objective,
+            question.mode,
+            question.budget,
+            question.repetitions,
+            question.seed,
+            lambda strategy, done: progress(strategy, done, question.repetitions),
+        )
+        costs = [cost(s, steps[s], plateau, question.budget) for s in STRATEGIES]
+        place = {**world, "metric": question.objective}
+        rows["search"] += search_rows(place, steps, plateau)
+        rows["profiles"] += share_rows(place, costs)
+        rows["summary"] += summary_rows(place, question, values, plateau, costs)
+        lines += _lines(world, question, curve, plateau, costs)
+    write_rows(sweep, rows)
+    return lines
+
+
+def recorded_values(
+    tables: Mapping[str, pl.DataFrame], world: Row, objective: str
+) -> dict[float, list[float]]:
+    """The objective by λ, one value per seed; a diverged run counts as no success.
+
+    Args:
+        world: its method, env and profile.
+
+    Raises:
+        ValueError: more than λ is swept, or no trial has this metric.
+    """
+    trials = tables["trials"].filter(*[pl.col(name) == value for name, value in world.items()])
+    values: dict[float, list[float]] = {}
+    known: set[str] = set()
+    for row in trials.filter(pl.col("status").is_in(["done", "diverged"])).iter_rows(named=True):
+        if row["point"] != f"{KEY}={row['lam']}":
+            raise ValueError(f"a simulation is over λ alone, but this sweep has {row['point']!r}")
+        metrics = final_metrics(tables, row["trial_id"]) if row["status"] == "done" else {}
+        known |= {name.removeprefix("final/") for name in metrics}
+        value = metrics.get(f"final/{objective}")
+        if row["status"] == "diverged" and objective.startswith("success_"):
+            value = 0.0
+        if value is not None:
+            values.setdefault(row["lam"], []).append(value)
+    if not values:
+        found = ", ".join(sorted(known)) or "none: no trial is finished"
+        hint = nearest(objective, known)
+        raise ValueError(f"no trial has a metric {objective!r}{hint}; final metrics: {found}")
+    return values
+
+
+def _lines(
+    world: Row, question: Question, curve: Curve, plateau: Plateau, costs: Sequence[Cost]
+) -> list[str]:
+    low, high = curve.span
+    lines = [
+        f"curve    {world['method']} {world['env']}: {question.objective} over λ {low:g} to {high:g}, plateau "
+        f"{plateau.low:.2g} to {plateau.high:.2g} (within {question.margin:g} of {plateau.best:.2g})"
+    ]
+    for c in costs:
+        end = 100 * c.shares[-1][0]
+        lines.append(
+            f"{c.strategy:8s} half of the searches stay on the plateau after "
+            f"{trials_text(c.median, question.budget)} trials, four of five after "
+            f"{trials_text(c.within(0.8), question.budget)}; {end:.0f} % are there after {question.budget}"
+        )
+    grid = f"{max(question.budget // GRID_SEEDS, 2)} λ × {GRID_SEEDS} seeds"
+    return [*lines, f"n        {question.repetitions} searches per strategy; the grid has {grid}"]
+
+
+class _Progress:
+    """A line with the time to go, where it takes longer than some seconds."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+
+    def __call__(self, strategy: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last > QUIET_S and done < total:
+            self._last = now
+            share = (STRATEGIES.index(strategy) + done / total) / len(STRATEGIES)
+            left = duration((now - self._started) * (1 - share) / share)
+            print(f"simulating {strategy}: {done}/{total}, about {left} to go", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

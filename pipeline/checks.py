@@ -151,12 +151,14 @@ def _clock(request: Request) -> Finding:
 
 
 def _mlflow(request: Request) -> Finding:
-    uri = request.mlflow
+    uri, mend = request.mlflow, "run `mlflow server`, and set MLFLOW_TRACKING_URI to it"
+    if uri is None and not Storage(request.storage).is_local:
+        text = "a bucket cannot hold its database, and MLFLOW_TRACKING_URI is not set"
+        return Finding("mlflow", "FAIL", text, mend)
     if uri is None or uri.startswith("sqlite:"):
         text = "a SQLite file, written by the driver's machine"
-        if request.on_node or not Storage(request.storage).is_local:
-            mend = "for several machines run `mlflow server`, and set MLFLOW_TRACKING_URI to it"
-            return Finding("mlflow", "warn", text, mend)
+        if request.on_node:
+            return Finding("mlflow", "warn", text, f"for several machines {mend}")
         return Finding("mlflow", "ok", text)
     if not uri.startswith(("http://", "https://")):
         return Finding(

@@ -18,6 +18,7 @@ from pipeline import released
 from pipeline.arguments import parse_assignment
 from pipeline.cell_runner import EvaluateTask, run_cells
 from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
+from pipeline.options import Options
 from pipeline.search_record import read_stopped
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage, read_marker
@@ -182,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if stage not in spec.stages:
                 known = ", ".join(spec.stages)
                 raise ValueError(f"--only: {stage!r} is not a stage of this sweep; known: {known}")
-        options = driver.Options(command, args.address, only=only, train=False)
+        options = Options(command, args.address, only=only, train=False)
         return driver.run(spec, storage, options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

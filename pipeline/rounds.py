@@ -44,6 +44,7 @@ class Rounds:
             return spec
         known = search_record.read_suggestions(self.storage, spec.folder)
         spec, _ = extend(spec, [Suggestion(s["overrides"], s["seed"], s["reason"]) for s in known])
+        self.progress.add({trial.trial_id: spec.label(trial) for trial in spec.trials})
         while not self.stop():
             if known:
                 self._train_together(spec, _last_round(spec, known))

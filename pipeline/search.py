@@ -158,10 +158,10 @@ def _end(search: Adaptive, outcomes: Sequence[Outcome]) -> str:
     blind = sum(not cut.decided for cut in way.cuts)
     if way.cuts and blind == len(way.cuts):
         return (
-            f"{text}; not one of {blind} comparisons could be decided: as far as these seeds tell the "
+            f"{text}; no comparison could be decided ({blind} tried): as far as these seeds tell the "
             "curve is flat, and this point is no better than the others"
         )
-    return f"{text}; {len(way.cuts) - blind} comparisons decided, {blind} could not be told apart"
+    return f"{text}; comparisons decided: {len(way.cuts) - blind}, not to be told apart: {blind}"
 
 
 def rung_value(rule: EarlyStopping, row: Mapping[str, Any]) -> float | None:

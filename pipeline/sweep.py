@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from lewm.config import Config
 from pipeline import arguments, driver
 from pipeline.dataset_cache import absolute, local_copy
+from pipeline.options import Options
 from pipeline.progress import duration
 from pipeline.redact import redact
 from pipeline.spec import Request, Spec, World, resolve
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_plan(spec, storage)
             return driver.COMPLETE
         storage.check_writable()
-        options = driver.Options(
+        options = Options(
             command,
             args.address,
             retry_failed=args.retry == "failed",

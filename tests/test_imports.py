@@ -59,13 +59,18 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
             "lewm",
             *(
                 f"pipeline.{room}"
-                for room in ("spec", "stages", "tables", "tracking", "storage", "dataset_cache")
-                + ("cell_runner", "cluster", "lease", "redact")
+                for room in (
+                    *("spec", "stages", "tables", "tracking", "storage", "dataset_cache"),
+                    *("cell_runner", "cluster", "lease", "redact"),
+                )
             ),
         }, set()
     if top == "results":
         return {
-            *(f"pipeline.{room}" for room in ("spec", "tables", "storage", "stages.stability", "search_record")),
+            *(
+                f"pipeline.{room}"
+                for room in ("spec", "tables", "storage", "stages.stability", "search_record")
+            ),
         }, {"torch", "ray", "mlflow"}
     if top in ("status", "survey", "clean"):
         rooms = {"storage", "lease", "survey", "progress", "report", "tables"}

@@ -116,6 +116,9 @@ def test_mlflow(request_, monkeypatch):
     found = one(replace(request_, mlflow=uri, on_node=True), "mlflow")
     assert found.state == "warn" and "wait on storage" in found.mend
     assert one(replace(request_, on_node=True), "mlflow").state == "warn"
+    pytest.importorskip("s3fs")
+    found = checks._mlflow(replace(request_, storage="s3://bucket", mlflow=None))
+    assert found.state == "FAIL" and "cannot hold its database" in found.text
     database = one(replace(request_, mlflow="postgresql://me:secret@db/mlflow"), "mlflow")
     assert database.state == "warn" and "secret" not in str(database)
 

@@ -120,7 +120,9 @@ def test_noise_asks_for_seeds_until_a_comparison_is_decided_or_given_up():
 def test_a_flat_curve_is_said_to_be_flat():
     search = bisect(max_seeds=3)
     outcomes, _ = play(search, lambda point, seed: [0.4, 0.5, 0.6][seed])
-    assert "not one of" in verdict(search, outcomes) and "flat" in verdict(search, outcomes)
+    assert "no comparison could be decided" in verdict(search, outcomes) and "flat" in verdict(
+        search, outcomes
+    )
     assert golden_section.sureness([0.5], [0.9], {1.0: {0: 0.5}, 2.0: {0: 0.9}}) == 0.5
 
 
@@ -169,7 +171,7 @@ def test_losing_is_worse_than_anything_seen_where_the_objective_is_no_rate():
     assert values[1] > values[0]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.ci), "random"])
 def test_samplers_stay_in_the_space_and_are_rebuilt_to_the_same_suggestions(sampler):
     small = {"sampler": sampler, "batch": 2, "budget": 4}
     search = optuna(**small)

@@ -1,6 +1,5 @@
 """MLflow on a real SQLite database: one run per trial, no step twice, whatever was repeated."""
 
-
 import pytest
 
 from pipeline.tracking import (
@@ -19,7 +18,9 @@ ROWS = [{"step": step, "loss": 1.0 / (step + 1), "lr": 0.1} for step in range(12
 @pytest.fixture(scope="module")
 def tracker(tmp_path_factory):
     root = tmp_path_factory.mktemp("mlflow")
-    return open_sweep(f"sqlite:///{root / 'mlflow.db'}", (root / "artifacts").as_uri(), "demo", {"a": "b"})
+    return open_sweep(
+        f"sqlite:///{root / 'mlflow.db'}", (root / "artifacts").as_uri(), "demo", {"a": "b"}
+    )
 
 
 def steps(tracker, run_id):

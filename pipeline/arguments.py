@@ -1,8 +1,10 @@
 """Values given on the command line: assignments, axes, seeds."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from lewm.config import nearest
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -53,3 +55,21 @@ def check_seeds(seeds: Iterable[Any], where: str) -> tuple[int, ...]:
         twice = next(seed for seed in chosen if chosen.count(seed) > 1)
         raise ValueError(f"{where}: seed {twice} is given twice")
     return chosen
+
+
+def check_stages(text: str | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    """The stages of `--only`; None without one.
+
+    Raises:
+        ValueError: a stage that the sweep does not have.
+    """
+    if text is None:
+        return None
+    stages = tuple(part.strip() for part in text.split(","))
+    for stage in stages:
+        if stage not in known:
+            near = nearest(stage, known)
+            raise ValueError(
+                f"--only: {stage!r} is not a stage of this sweep{near}; known: {', '.join(known)}"
+            )
+    return stages

@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("--unnamed-trials looks at the whole storage: leave the sweep out")
         storage, sweep = Storage(args.storage), None
         if args.sweep:
-            from pipeline.report import find_sweep
+            from pipeline.survey import find_sweep
 
             sweep = find_sweep(args.sweep, storage)
         cleaner = Cleaner(storage, sweep, args.unnamed_trials)

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def connect(address: str | None, num_cpus: int | None = None) -> None:
             **settings,
         )
         return
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "10")  # gives up within 20 s
     settings["runtime_env"] = _worker_environment()
     _probe(address)
     try:
@@ -180,6 +181,16 @@ def on_every_node(call: Callable[[], Any], timeout_s: float = 60.0) -> dict[str,
     return found
 
 
+def spans_machines() -> bool:
+    """Whether the connected cluster has nodes on other machines than this one."""
+    import ray
+
+    here = ray.util.get_node_ip_address()
+    return (
+        any(n["NodeManagerAddress"] != here for n in ray.nodes() if n["Alive"]) or _has_autoscaler()
+    )
+
+
 def check_versions() -> None:
     """Refuses a cluster with a node whose Python, libraries or code are not the driver's.
 
@@ -198,7 +209,11 @@ def check_versions() -> None:
 
 
 def resources_per_trial(
-    num_threads: int, per_gpu: int = 1, per_node: int | None = None, wants_gpu: bool = False
+    num_threads: int,
+    per_gpu: int = 1,
+    per_node: int | None = None,
+    wants_gpu: bool = False,
+    memory_gb: float | None = None,
 ) -> dict[str, float]:
     """CPU and GPU shares of one trial on the connected cluster.
 
@@ -206,9 +221,11 @@ def resources_per_trial(
         per_gpu: trials that share a GPU, where the cluster has any.
         per_node: trials that share the CPUs of a node; None: as many as it has CPUs for.
         wants_gpu: refuse a cluster without one.
+        memory_gb: what a trial is known to take of a node, if it is.
 
     Raises:
-        ValueError: no machine of the cluster has that many CPUs, or a GPU where one is wanted.
+        ValueError: no machine of the cluster has that many CPUs, or a GPU where one is wanted, or the
+            memory for so many trials side by side.
     """
     import ray
 
@@ -223,6 +240,7 @@ def resources_per_trial(
         )
     share = {"CPU": float(num_threads)}
     if per_node is not None:
+        _check_memory(per_node, memory_gb, nodes)
         share["CPU"] = min(cpus, default=1.0) / per_node
     elif num_threads > max(cpus, default=0.0) and not growing:
         raise ValueError(
@@ -232,6 +250,17 @@ def resources_per_trial(
     if has_gpu:
         share["GPU"] = 1.0 / per_gpu
     return share
+
+
+def _check_memory(
+    per_node: int, memory_gb: float | None, nodes: Sequence[Mapping[str, float]]
+) -> None:
+    smallest = min((node["memory"] for node in nodes if node.get("CPU")), default=0.0) / 2**30
+    if memory_gb and smallest and per_node * memory_gb > smallest:
+        raise ValueError(
+            f"--trials-per-node {per_node}: a trial takes about {memory_gb:.1f} GB, and the smallest "
+            f"machine has {smallest:.1f} GB for them: at most {max(int(smallest / memory_gb), 1)}"
+        )
 
 
 def _has_autoscaler() -> bool:

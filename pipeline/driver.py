@@ -272,6 +272,13 @@ class _Invocation:
         failed = self.undone or any(marker.get("status") == "failed" for marker in markers)
         return SOME_FAILED if failed else COMPLETE
 
+    def _page(self) -> str:
+        """Where the report is, and how to look at it if that is a bucket."""
+        if self.storage.is_local:
+            return f"{self.storage.where(self.folder)}/{PAGE}"
+        name, where = self.spec.folder, self.storage.uri
+        return f"python -m pipeline.report {name} --storage {where} --out ."
+
     def _print_end(self, fresh: bool) -> None:
         statuses = [
             (read_marker(self.storage, t.trial_id) or {"status": "pending"})["status"]
@@ -283,7 +290,7 @@ class _Invocation:
         uri = redact(tracking_uri(self.storage))
         lines = [
             f"sweep    {self.spec.folder}: {counts}, {took}",
-            f"report   {root}/{PAGE}",
+            f"report   {self._page()}",
             f"tables   {root}/tables",
             f"mlflow   {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
         ]

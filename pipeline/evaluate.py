@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline import released
-from pipeline.arguments import parse_assignment
+from pipeline.arguments import check_stages, parse_assignment
 from pipeline.cell_runner import EvaluateTask, run_cells
 from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
 from pipeline.options import Options
@@ -143,7 +143,7 @@ FOR_WEIGHTS = ("env", "profile", "protocol", "manifest", "dataset", "set")
 def _spec_of(args: argparse.Namespace, storage: Storage) -> Spec:
     """The sweep to evaluate: a stored one, or the one made of a released checkpoint."""
     from pipeline import record
-    from pipeline.report import find_sweep
+    from pipeline.survey import find_sweep
 
     if args.weights is None:
         for name in FOR_WEIGHTS:
@@ -178,11 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         storage = Storage(args.storage)
         spec = _spec_of(args, storage)
-        only = tuple(args.only.split(",")) if args.only else None
-        for stage in only or ():
-            if stage not in spec.stages:
-                known = ", ".join(spec.stages)
-                raise ValueError(f"--only: {stage!r} is not a stage of this sweep; known: {known}")
+        only = check_stages(args.only, spec.stages)
         options = Options(command, args.address, only=only, train=False)
         return driver.run(spec, storage, options)
     except ValueError as error:

@@ -39,14 +39,14 @@ class Lease:
         self.storage = storage
         self.key = key
         self.token = uuid.uuid4().hex
-        self.replaced: str | None = None
+        self.replaced: Record | None = None
         self._driver = driver
         self._void = frozenset(void)
 
     def acquire(self) -> Record | None:
         """Takes the lease; returns None on success, else the record of its live owner.
 
-        `replaced` is then the token of the dead owner that it was taken from, if there was one.
+        `replaced` is then the record of the dead owner that it was taken from, if there was one.
         """
         while True:
             found = self.storage.read_version(self.key)
@@ -56,7 +56,7 @@ class Lease:
             if owner is not None and not self._is_void(owner):
                 return owner
             if self.storage.swap(self.key, None if found is None else found[1], self._content()):
-                self.replaced = owner["token"] if owner else None
+                self.replaced = owner
                 return None
 
     def _is_void(self, owner: Record) -> bool:

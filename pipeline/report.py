@@ -2,47 +2,26 @@
 
 python -m pipeline.report lambda                     the sweep whose folder begins so
 python -m pipeline.report lambda --storage /data/runs
+python -m pipeline.report lambda --storage s3://bucket/runs --out .
 
 Imports no torch, ray or mlflow. The same tables give the same bytes.
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import polars as pl
 
 from pipeline.stages import stability
 from pipeline.storage import Storage
+from pipeline.survey import find_sweep
 from pipeline.tables import Place, has_table, read_table
 from reports.page import figures_svg, render
 
 OK, BAD_INPUT = 0, 2
 PAGE = "report/index.html"
-
-
-def find_sweep(name: str, storage: Storage) -> str:
-    """The folder name of a sweep in the storage, by its whole name or the start of it.
-
-    Raises:
-        ValueError: none begins so (names the nearest), or several do (lists them).
-    """
-    known = storage.list("sweeps")
-    if name in known:
-        return name
-    # `lambda` means lambda-<env>-<profile> before it means lambda2-<env>-<profile>
-    whole = [known_name for known_name in known if known_name.startswith(f"{name}-")]
-    found = whole or [known_name for known_name in known if name and known_name.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"sweep {name!r} is one of several, name one: {', '.join(found)}")
-    if not known:
-        raise ValueError(f"no sweep {name!r}: there is none in {storage.where('sweeps')}")
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"no sweep {name!r}{hint}; known: {', '.join(known)}")
 
 
 def make_report(sweep: Place) -> str:
@@ -92,10 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="runs",
         help="where the sweep lives: a folder or s3://… (default: runs)",
     )
+    parser.add_argument("--out", metavar="FOLDER", help="put the page here, e.g. out of a bucket")
     args = parser.parse_args(argv)
     try:
         storage = Storage(args.storage)
-        page = make_report(storage.at(f"sweeps/{find_sweep(args.sweep, storage)}"))
+        sweep = storage.at(f"sweeps/{find_sweep(args.sweep, storage)}")
+        page = make_report(sweep)
+        if args.out:
+            out = Path(args.out).absolute() / "index.html"
+            sweep.fetch(PAGE, out)
+            page = str(out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -20,7 +20,6 @@ import polars as pl
 from lewm.config import nearest
 from pipeline.lease import Lease
 from pipeline.progress import duration
-from pipeline.report import find_sweep
 from pipeline.results import final_metrics
 from pipeline.search_settings import Bisect, Optuna, Search, load_search
 from pipeline.simulation import (
@@ -45,6 +44,7 @@ from pipeline.simulation_rows import (
     write_rows,
 )
 from pipeline.storage import Storage
+from pipeline.survey import find_sweep
 from pipeline.tables import read_table
 
 OK, BAD_INPUT, ALREADY_RUNNING = 0, 2, 3

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pipeline.lease import is_stale
 from pipeline.progress import duration
 from pipeline.storage import Storage
-from pipeline.survey import Row, Seen, expected_cells, newest_errors, survey
+from pipeline.survey import Row, Seen, expected_cells, find_sweep, newest_errors, survey
 
 OK, BAD_INPUT = 0, 2
 WATCH_S = 5.0
@@ -240,14 +240,6 @@ def parse_prices(text: str) -> dict[str, float]:
     return prices
 
 
-def _folder(name: str, storage: Storage) -> str:
-    if storage.exists(f"sweeps/{name}/sweep.json"):
-        return name
-    from pipeline.report import find_sweep  # a second's import, for a name that was shortened
-
-    return find_sweep(name, storage)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -271,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prices = parse_prices(args.price)
         storage = Storage(args.storage)
-        folder = _folder(args.sweep, storage)
+        folder = find_sweep(args.sweep, storage)
         while True:
             status = read_status(storage, folder, prices)
             text = json.dumps(asdict(status)) if args.json else "\n".join(lines(status))

@@ -1,5 +1,6 @@
-"""What storage holds of a sweep's trials, read with as few requests as each one's state allows."""
+"""Finds sweeps in the storage, and what it holds of their trials, read with as few requests as each one's state allows."""
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -31,21 +32,47 @@ class Seen:
     threads: int
 
 
+def find_sweep(name: str, storage: Storage) -> str:
+    """The folder name of a sweep in the storage, by its whole name or the start of it.
+
+    Raises:
+        ValueError: none begins so (names the nearest), or several do (lists them).
+    """
+    known = storage.list("sweeps")
+    if name in known:
+        return name
+    # `lambda` means lambda-<env>-<profile> before it means lambda2-<env>-<profile>
+    whole = [known_name for known_name in known if known_name.startswith(f"{name}-")]
+    found = whole or [known_name for known_name in known if name and known_name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"sweep {name!r} is one of several, name one: {', '.join(found)}")
+    if not known:
+        raise ValueError(f"no sweep {name!r}: there is none in {storage.where('sweeps')}")
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"no sweep {name!r}{hint}; known: {', '.join(known)}")
+
+
 def survey(storage: Storage, sweep: Row) -> list[Seen]:
     """Every trial that a `sweep.json` lists, in its order."""
     known = set(storage.list("trials"))
+    stopped = storage.read_json(f"sweeps/{sweep['folder']}/stopped.json") or {}
     with ThreadPoolExecutor(1 if storage.is_local else THREADS) as pool:
-        return list(pool.map(lambda row: _look(storage, row, known), sweep["trials"]))
+        return list(pool.map(lambda row: _look(storage, row, known, stopped), sweep["trials"]))
 
 
-def _look(storage: Storage, row: Row, known: set[str]) -> Seen:
+def _look(storage: Storage, row: Row, known: set[str], stopped: Row) -> Seen:
     """Reads as few objects of a trial as its state allows: none of one that nobody began."""
     trial_id, config = row["trial_id"], row["config"]
     key = f"trials/{trial_id}"
     begun = trial_id in known
     marker = (storage.read_json(f"{key}/done.json") if begun else None) or {}
     progress, attempts, state = {}, [], str(marker.get("status", "waiting"))
-    if begun and not marker:
+    if trial_id in stopped:
+        state = "stopped"
+    elif begun and not marker:
         owner = storage.read_json(f"{key}/owner.json")
         if owner is not None and not is_stale(storage, f"{key}/owner.json", owner):
             state = "running"

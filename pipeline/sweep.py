@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from lewm.config import Config
 from pipeline import arguments, driver
+from pipeline.arguments import check_stages
 from pipeline.dataset_cache import absolute, local_copy
 from pipeline.options import Options
 from pipeline.progress import duration
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "gets its share of the memory, and K is lowered if that is not enough",
     )
     add("--retry", choices=["failed"], help="train failed trials again")
+    add("--only", metavar="STAGE,...", help="evaluate these stages only; the rest stays to be done")
     add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
     return parser.parse_args(argv)
 
@@ -94,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = Options(
             command,
             args.address,
+            only=check_stages(args.only, spec.stages),
             retry_failed=args.retry == "failed",
             per_gpu=args.trials_per_gpu,
             per_node=args.trials_per_node,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlparse
 
 from pipeline.storage import Storage
 
@@ -47,9 +48,10 @@ class Tracker:
     sweep: str
 
     @property
-    def is_file(self) -> bool:
-        """Whether it is a database file of one machine."""
-        return self.uri.startswith("sqlite:")
+    def is_of_one_machine(self) -> bool:
+        """Whether only one machine reaches it: a database file, or a server on loopback."""
+        host = urlparse(self.uri).hostname or ""
+        return self.uri.startswith("sqlite:") or host == "localhost" or host.startswith("127.")
 
     @property
     def client(self) -> Any:

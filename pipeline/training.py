@@ -62,7 +62,13 @@ class Training:
             self.options.per_gpu,
             self.options.per_node,
             wants_gpu="gpu" in units and configs[0].run.device == "auto",
+            memory_gb=max(known) if (known := self._memory_gb()) else None,
         )
+
+    def _memory_gb(self) -> list[float]:
+        """What trials of the sweep's worlds are known to take of a node's memory."""
+        found = (world.estimate.get("memory_gb") for world in self.spec.worlds)
+        return [float(value) for value in found if value is not None]
 
     def num_workers(self) -> int:
         """How many trials run at once on what is connected."""
@@ -88,15 +94,17 @@ class Training:
             git_commit=self.commit,
             tracker=tracker,
             driver=self.lease.token,
-            void=(self.lease.replaced,) if self.lease.replaced else (),
+            void=(self.lease.replaced["token"],) if self.lease.replaced else (),
             code=code_hash(),
             packed=self.options.packed,
         )
 
     def train(self, progress: Progress, tracker: Tracker | None, manifests: Manifests) -> None:
         """Brings every trial to its end: all of a grid, or round after round of a search."""
-        if self.options.address is not None and tracker is not None and tracker.is_file:
-            tracker = None  # a file belongs to the driver's machine, which delivers at the end
+        from pipeline.cluster import spans_machines
+
+        if tracker is not None and tracker.is_of_one_machine and spans_machines():
+            tracker = None  # only the driver reaches it, and delivers at the end
         rounds = Rounds(
             self.storage,
             progress,

@@ -169,7 +169,7 @@ def _train(
 ) -> dict[str, Any]:
     for name in RUN_FILES:
         storage.fetch(f"{task.key}/{name}", local / name)
-    attempts = _Attempts(storage, task.key)
+    attempts = _Attempts(storage, task.key, lease.replaced)
     storage.write_json(f"{task.key}/config.json", json.loads(task.config_json))
     upload = _Upload(task, storage, lease, local, report)
     try:
@@ -331,12 +331,16 @@ def versions() -> str:
 class _Attempts:
     """The processes that worked on a trial, kept in `attempts.json` beside its checkpoint."""
 
-    def __init__(self, storage: Storage, key: str) -> None:
+    def __init__(self, storage: Storage, key: str, dead: dict[str, Any] | None) -> None:
+        """`dead` is the owner that was last seen alive before this process, if it did not end well."""
         self._storage = storage
         self._key = f"{key}/attempts.json"
         self.rows: list[dict[str, Any]] = (storage.read_json(self._key) or {}).get("rows", [])
         for row in self.rows:
             row["reason"] = row["reason"] or "process ended without a word (killed or lost)"
+        if dead is not None and self.rows and self.rows[-1]["wall_s"] is None:
+            began = datetime.fromisoformat(self.rows[-1]["started_at"]).timestamp()
+            self.rows[-1]["wall_s"] = max(dead["renewed_at"] - began, 0.0)
         progress = storage.read_json(f"{key}/progress.json") or {}
         self._started = time.time()
         self.rows.append(

@@ -34,7 +34,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         rooms = {f"pipeline.{room}" for room in ("spec", "storage", "tables", "stats", *SEARCH)}
         rooms |= {"pipeline.simulation", "pipeline.simulation_rows", "pipeline.search_record"}
         if top == "simulate":
-            rooms |= {f"pipeline.{room}" for room in ("lease", "progress", "report", "results")}
+            rooms |= {f"pipeline.{room}" for room in ("lease", "progress", "survey", "results")}
             rooms |= {"lewm.config"}
         return rooms, {"torch", "ray", "mlflow"}
     if top in LEAVES:
@@ -88,6 +88,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                     "stages.stability",
                     "lease",
                     "redact",
+                    "survey",
                 )
             ),
         }, {"torch", "ray", "mlflow"}

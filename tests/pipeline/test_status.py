@@ -29,7 +29,7 @@ def begin(storage, num_trials, stages=("latents", "planning")):
         for i in range(num_trials)
     ]
     worlds = [{"variants": [{"eval_point": "", "config": data}]}]
-    sweep = {"trials": trials, "worlds": worlds, "stages": list(stages)}
+    sweep = {"folder": FOLDER, "trials": trials, "worlds": worlds, "stages": list(stages)}
     storage.write_json(f"sweeps/{FOLDER}/sweep.json", sweep)
     return [trial["trial_id"] for trial in trials]
 

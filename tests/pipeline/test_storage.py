@@ -77,7 +77,7 @@ def test_a_lease_of_another_machine_is_void_by_its_age_on_storage_whatever_its_c
     os.utime(storage.path("o.json"), (written, written))
     assert is_stale(storage, "o.json", owner)
     lease = Lease(storage, "o.json")
-    assert lease.acquire() is None and lease.replaced == "t"
+    assert lease.acquire() is None and lease.replaced["token"] == "t"
 
 
 def test_what_a_dead_driver_held_is_taken_over_without_waiting(storage):

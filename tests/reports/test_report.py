@@ -18,6 +18,7 @@ from synthetic_sweep import LAMS, META, make_tables
 from pipeline import report
 from pipeline.stages import stability
 from pipeline.storage import Storage
+from pipeline.survey import find_sweep
 from pipeline.tables import SCHEMAS, write_table
 from reports import figures, text
 from reports.axis import make_axis
@@ -265,9 +266,9 @@ def test_sweeps_are_found_by_the_start_of_their_name(
     )
     for name in names:
         (tmp_path / "sweeps" / name).mkdir(parents=True)
-    assert report.find_sweep("smoke", Storage(tmp_path)) == "smoke-a-b"
-    assert report.find_sweep("lambda2", Storage(tmp_path)) == "lambda2-two_room-quick"
-    assert report.find_sweep("lambda-two_room-p", Storage(tmp_path)) == "lambda-two_room-paper"
+    assert find_sweep("smoke", Storage(tmp_path)) == "smoke-a-b"
+    assert find_sweep("lambda2", Storage(tmp_path)) == "lambda2-two_room-quick"
+    assert find_sweep("lambda-two_room-p", Storage(tmp_path)) == "lambda-two_room-paper"
     assert report.main(["lambda", "--storage", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert "lambda-two_room-paper, lambda-two_room-quick" in said and "lambda2" not in said

@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 SWEEP  ?= lambda
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep smoke test ci check fmt
+.PHONY: help install sweep smoke test ci drills check fmt
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ test: install  ## the default tests, under three minutes on 2 cores
 
 ci: install  ## the tests marked ci: kill drills and tiny sweeps with real processes, some minutes
 	$(BIN)/python -m pytest -m ci
+
+drills: install  ## every fault for real: nodes, drivers, servers, disks; about half an hour
+	$(BIN)/python -m pytest -m 'ci or drill' tests/drills
 
 check: install  ## lint, format, strict types, default tests
 	$(BIN)/ruff check .

@@ -3,15 +3,18 @@
 import contextlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray import tune
 
 from pipeline.trial import TrialTask, tune_trainable
 
+SCRATCH = "lewm-tune-"
 OnReport = Callable[[str, dict[str, Any]], None]
 
 
@@ -69,7 +72,8 @@ def run_trials(
         tune.with_parameters(tune_trainable, tasks=by_id),
         tune.PlacementGroupFactory([dict(share)]),
     )
-    with tempfile.TemporaryDirectory(prefix="lewm-tune-") as scratch:
+    _clear_scratch()
+    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
         tuner = tune.Tuner(
             trainable,
             param_space={"trial_id": tune.grid_search(list(by_id))},
@@ -98,6 +102,13 @@ def run_trials(
         else:
             ends[trial_id] = str((result.metrics or {}).get("status", "ended without a word"))
     return ends
+
+
+def _clear_scratch() -> None:
+    """Removes what killed drivers of this machine left behind."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        if not psutil.pid_exists(int(left.name.removeprefix(SCRATCH).split("-")[0])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _trial_id(trial: Any) -> str:

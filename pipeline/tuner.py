@@ -11,7 +11,9 @@ from typing import Any
 
 import psutil
 from ray import tune
+from ray.tune.execution import class_cache
 
+from pipeline.redact import SECRETS
 from pipeline.trial import TrialTask, tune_trainable
 
 SCRATCH = "lewm-tune-"
@@ -67,6 +69,7 @@ def run_trials(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(SECRETS)  # Ray would log them
     by_id = {task.trial_id: task for task in tasks}
     trainable = tune.with_resources(
         tune.with_parameters(tune_trainable, tasks=by_id),

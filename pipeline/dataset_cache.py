@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 
 from lewm.data.episodes import fingerprint
-from pipeline.storage import Storage, atomic_file
+from pipeline.storage import Storage, atomic_file, patiently
 
 DEFAULT = "~/.cache/lewm/datasets"
 PIECE = 8 << 20
@@ -59,6 +59,11 @@ def local_copy(uri: str, expected: str | None = None) -> Path:
     name = f"{hashlib.sha256(uri.encode()).hexdigest()[:12]}-{last}"
     if expected is not None and _is_noted(cache, name, expected):
         return cache.path(name)
+    return patiently("fetching", lambda: _copied(cache, name, uri, expected))
+
+
+def _copied(cache: Storage, name: str, uri: str, expected: str | None) -> Path:
+    """The copy, fetched if the one that is there is not good."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     size, read = _remote(uri)
     with _alone(cache.path(f".{name}.lock"), uri, console):

@@ -251,25 +251,31 @@ class Storage:
         return self._patiently(lambda: self._backend.swap(_checked(key), known, content))
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """Repeats a call that fails for a passing reason."""
-        end, pause, told = time.monotonic() + PATIENCE_S, 0.2, False
-        while True:
-            try:
-                return call()
-            except PERMANENT:
-                raise
-            except OSError as error:
-                reason = _reason(error)
-                if time.monotonic() + pause > end:
-                    raise OSError(error.errno, f"storage {self.uri}: {reason}") from error
-                if not told:
-                    line = (
-                        f"storage {self.uri}: {reason}; trying again for up to {PATIENCE_S:.0f} s"
-                    )
-                    print(f"warning: {line}", file=sys.stderr)
-                    told = True
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
+        return patiently(f"storage {self.uri}", call)
+
+
+def patiently(what: str, call: Callable[[], T]) -> T:
+    """Repeats a call that fails for a passing reason, for up to `PATIENCE_S`.
+
+    Raises:
+        OSError: it failed for so long, or for a reason that does not pass (`PERMANENT`).
+    """
+    end, pause, told = time.monotonic() + PATIENCE_S, 0.2, False
+    while True:
+        try:
+            return call()
+        except PERMANENT:
+            raise
+        except OSError as error:
+            reason = _reason(error)
+            if time.monotonic() + pause > end:
+                raise OSError(error.errno, f"{what}: {reason}") from error
+            if not told:
+                line = f"{what}: {reason}; trying again for up to {PATIENCE_S:.0f} s"
+                print(f"warning: {line}", file=sys.stderr)
+                told = True
+        time.sleep(pause)
+        pause = min(pause * 2, 5.0)
 
 
 class _Folder:

@@ -10,10 +10,8 @@ import json
 import os
 import platform
 import resource
-import shutil
 import socket
 import subprocess
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from pipeline.cluster import code_hash
 from pipeline.dataset_cache import local_copy
 from pipeline.lease import Heartbeat, Lease
 from pipeline.redact import redact
+from pipeline.scratch import scratch
 from pipeline.storage import Storage, parse_rows, read_marker
 from pipeline.tracking import CurveLogger, Tracker
 
@@ -146,11 +145,8 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     finished = _wait_for_lease(storage, lease, task.trial_id)
     if finished is not None:
         return finished
-    prefix = f"lewm-{task.trial_id}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):  # of processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    with Heartbeat(lease), tempfile.TemporaryDirectory(prefix=prefix) as local:
-        return _train(task, storage, lease, Path(local), report)
+    with Heartbeat(lease), scratch(f"lewm-{task.trial_id}-") as local:
+        return _train(task, storage, lease, local, report)
 
 
 def _wait_for_lease(storage: Storage, lease: Lease, trial_id: str) -> dict[str, Any] | None:

@@ -3,20 +3,17 @@
 import contextlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray import tune
 from ray.tune.execution import class_cache
 
 from pipeline.redact import SECRETS
+from pipeline.scratch import scratch
 from pipeline.trial import TrialTask, tune_trainable
 
-SCRATCH = "lewm-tune-"
 OnReport = Callable[[str, dict[str, Any]], None]
 
 
@@ -75,8 +72,7 @@ def run_trials(
         tune.with_parameters(tune_trainable, tasks=by_id),
         tune.PlacementGroupFactory([dict(share)]),
     )
-    _clear_scratch()
-    with tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{os.getpid()}-") as scratch:
+    with scratch("lewm-tune-") as folder:
         tuner = tune.Tuner(
             trainable,
             param_space={"trial_id": tune.grid_search(list(by_id))},
@@ -87,7 +83,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=scratch,
+                storage_path=str(folder),
                 verbose=0,
                 stop=_StopAll(stopped),
                 callbacks=[_Watch(on_report)],
@@ -105,13 +101,6 @@ def run_trials(
         else:
             ends[trial_id] = str((result.metrics or {}).get("status", "ended without a word"))
     return ends
-
-
-def _clear_scratch() -> None:
-    """Removes what killed drivers of this machine left behind."""
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
-        if not psutil.pid_exists(int(left.name.removeprefix(SCRATCH).split("-")[0])):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _trial_id(trial: Any) -> str:

@@ -61,7 +61,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                 f"pipeline.{room}"
                 for room in (
                     *("spec", "stages", "tables", "tracking", "storage", "dataset_cache"),
-                    *("cell_runner", "cluster", "lease", "redact"),
+                    *("cell_runner", "cluster", "lease", "redact", "scratch"),
                 )
             ),
         }, set()

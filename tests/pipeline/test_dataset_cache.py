@@ -158,6 +158,8 @@ def test_what_cannot_be_opened_is_one_line(uri, message):
 
 
 def test_a_transfer_that_breaks_off_leaves_nothing(remote, cache, monkeypatch):
+    monkeypatch.setattr("pipeline.storage.PATIENCE_S", 0.0)
+
     class Breaking(io.BytesIO):
         def read(self, size=-1):
             if self.tell():

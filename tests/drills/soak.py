@@ -42,6 +42,7 @@ class Site:
 
     def __init__(self, stack: ExitStack, out: Path, rng: random.Random, num_seeds: int) -> None:
         self.rng = rng
+        self.chance = random.Random()
         self.out = out
         self.num_seeds = num_seeds
         self.mlflow = stack.enter_context(mlflow_server(stack.enter_context(postgres()), out))
@@ -94,12 +95,12 @@ class Site:
         """Some process that trains or evaluates."""
         pids = [pid for node in self.cluster.nodes for pid in node.workers()]
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.rng.choice(pids)) if pids else None
+            return psutil.Process(self.chance.choice(pids)) if pids else None
         return None
 
     def node(self) -> Node:
         """Some node."""
-        return self.rng.choice(self.cluster.nodes)
+        return self.chance.choice(self.cluster.nodes)
 
 
 def kill_worker(site: Site) -> Fact:
@@ -198,7 +199,7 @@ def _tear(site: Site, keys: Sequence[str]) -> Fact:
     time.sleep(3)
     if not keys:
         return {"hit": None}
-    key = site.rng.choice(sorted(keys))
+    key = site.chance.choice(keys)
     content = site.sweep.storage.read_bytes(key)
     site.sweep.storage.write_bytes(key, content[: len(content) // 2])
     return {"hit": key}

@@ -7,7 +7,7 @@ from typing import Any
 
 from lewm.config import Config
 from pipeline.cells import Cell
-from pipeline.dataset_cache import local_copy
+from pipeline.datasets.cache import local_copy
 from pipeline.redact import redact
 from pipeline.storage import Storage
 from pipeline.tables import STAGE_SCHEMAS, write_part

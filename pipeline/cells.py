@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from lewm.config import Config, dataset_id, digest
-from pipeline.dataset_cache import local_copy
+from pipeline.datasets.cache import local_copy
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMA_VERSION, BrokenTable, read_part

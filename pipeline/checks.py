@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline import cluster, dataset_cache
+from pipeline import cluster
+from pipeline.datasets import cache
 from pipeline.redact import redact
 from pipeline.storage import Storage
 
@@ -205,7 +206,7 @@ def _drawing(request: Request) -> Finding:
 
 
 def _cache() -> Finding:
-    place = Path(os.environ.get("LEWM_CACHE") or dataset_cache.DEFAULT).expanduser()
+    place = Path(os.environ.get("LEWM_CACHE") or cache.DEFAULT).expanduser()
     mend = "set LEWM_CACHE to a folder on the node's own disk with room for the dataset"
     try:
         Storage(place).check_writable()

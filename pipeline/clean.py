@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.lease import is_stale
 from pipeline.storage import Storage
+from pipeline.storage.lease import is_stale
 from pipeline.survey import THREADS, Row
 
 OK, BAD_INPUT = 0, 2

@@ -31,7 +31,7 @@ from rich.console import Console
 from lewm.config import Config, DataConfig, dataset_id, make_config
 from lewm.envs import ENVS, env_class
 from pipeline.datasets import collect, read_sheet
-from pipeline.repack import repack_file
+from pipeline.datasets.repack import repack_file
 from pipeline.shipped import layers, load_profile
 from pipeline.storage import Storage
 

@@ -11,7 +11,7 @@ import polars as pl
 from pipeline import record
 from pipeline.redact import redact
 from pipeline.results import final_metrics, trial_curve
-from pipeline.search_record import read_stopped
+from pipeline.search.record import read_stopped
 from pipeline.spec import Spec
 from pipeline.storage import Storage, read_marker
 from pipeline.tracking import (

@@ -25,16 +25,16 @@ from pipeline.cells import (
 )
 from pipeline.delivery import Delivery
 from pipeline.inputs import check_inputs
-from pipeline.lease import Heartbeat, Lease
 from pipeline.options import Options
 from pipeline.progress import Beacon, Progress, duration
 from pipeline.redact import redact
 from pipeline.report import PAGE, make_report
 from pipeline.results import write_tables
-from pipeline.search_record import read_stopped
+from pipeline.search.record import read_stopped
 from pipeline.spec import Spec
 from pipeline.stop import Stop
 from pipeline.storage import Storage, read_marker
+from pipeline.storage.lease import Heartbeat, Lease
 from pipeline.tables import BrokenTable, read_part, table_key
 from pipeline.tracking import tracking_uri
 from pipeline.training import Training

@@ -19,7 +19,7 @@ from pipeline.arguments import check_stages, parse_assignment
 from pipeline.cell_runner import EvaluateTask, run_cells
 from pipeline.cells import Cell, Manifests, dataset_name, floor_cells, is_done, trial_cells
 from pipeline.options import Options
-from pipeline.search_record import read_stopped
+from pipeline.search.record import read_stopped
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage, read_marker
 

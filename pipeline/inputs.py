@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lewm.config import Config
-from pipeline.dataset_cache import local_copy
+from pipeline.datasets.cache import local_copy
 from pipeline.spec import Spec
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lewm.config import Config
 from pipeline import spec as specs
-from pipeline.search_settings import load_search
+from pipeline.search.settings import load_search
 from pipeline.spec import Spec, Trial, World
 from pipeline.storage import Storage
 from pipeline.trial import versions

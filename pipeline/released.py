@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lewm.config import Config, digest, lay, make_config
 from pipeline.cell_runner import RELEASED, RELEASED_FILES
 from pipeline.cells import wanted_manifests
-from pipeline.dataset_cache import absolute, local_copy
+from pipeline.datasets.cache import absolute, local_copy
 from pipeline.shipped import choice, env_names, layers, load_profile
 from pipeline.spec import STAGE_NAMES, Spec, Trial, World, make_world
 from pipeline.storage import Storage

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.search_record import (
+from pipeline.search.record import (
     read_stopped,
     read_suggestions,
     search_rows,

@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 import polars as pl
 
 from lewm.config import nearest
-from pipeline.lease import Lease
 from pipeline.progress import duration
 from pipeline.results import final_metrics
-from pipeline.search_settings import Bisect, Optuna, Search, load_search
-from pipeline.simulation import (
+from pipeline.search.settings import Bisect, Optuna, Search, load_search
+from pipeline.search.simulation import (
     GRID_SEEDS,
     KEY,
     STRATEGIES,
@@ -34,7 +33,7 @@ from pipeline.simulation import (
     make_curve,
     run_all,
 )
-from pipeline.simulation_rows import (
+from pipeline.search.simulation_rows import (
     Question,
     Row,
     search_rows,
@@ -44,6 +43,7 @@ from pipeline.simulation_rows import (
     write_rows,
 )
 from pipeline.storage import Storage
+from pipeline.storage.lease import Lease
 from pipeline.survey import find_sweep
 from pipeline.tables import read_table
 

@@ -25,8 +25,8 @@ from lewm.config import (
 )
 from pipeline.arguments import check_seeds
 from pipeline.search import next_round
-from pipeline.search_checks import check_alone, check_objective, check_rungs
-from pipeline.search_settings import Search, Suggestion, canonical, parse_search
+from pipeline.search.checks import check_alone, check_objective, check_rungs
+from pipeline.search.settings import Search, Suggestion, canonical, parse_search
 from pipeline.shipped import (
     check_keys,
     choice,

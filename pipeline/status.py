@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-from pipeline.lease import is_stale
 from pipeline.progress import duration
 from pipeline.storage import Storage
+from pipeline.storage.lease import is_stale
 from pipeline.survey import Row, Seen, expected_cells, find_sweep, newest_errors, survey
 
 OK, BAD_INPUT = 0, 2

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.lease import is_stale
 from pipeline.storage import Storage
+from pipeline.storage.lease import is_stale
 
 THREADS = 32
 """Requests at once to a bucket, where each takes tens of milliseconds."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from lewm.config import Config
 from pipeline import arguments, driver
 from pipeline.arguments import check_stages
-from pipeline.dataset_cache import absolute, local_copy
+from pipeline.datasets.cache import absolute, local_copy
 from pipeline.options import Options
 from pipeline.progress import duration
 from pipeline.redact import redact

@@ -7,18 +7,18 @@ from pipeline import evaluate, record
 from pipeline.cell_runner import EvaluateTask
 from pipeline.cells import Manifests, dataset_name, is_done, trial_cells
 from pipeline.evaluate import RETRIES
-from pipeline.lease import Lease
 from pipeline.options import Options
 from pipeline.progress import Progress
 from pipeline.redact import redact
 from pipeline.results import trial_metrics
-from pipeline.rounds import Rounds
-from pipeline.search_checks import objective_stage
-from pipeline.search_record import read_objective, read_suggestions
-from pipeline.search_settings import Bisect, Optuna
+from pipeline.search.checks import objective_stage
+from pipeline.search.record import read_objective, read_suggestions
+from pipeline.search.rounds import Rounds
+from pipeline.search.settings import Bisect, Optuna
 from pipeline.spec import Spec, Trial
 from pipeline.stop import Stop
 from pipeline.storage import Storage, read_marker
+from pipeline.storage.lease import Lease
 from pipeline.tracking import Tracker
 from pipeline.trial import OUT_OF_MEMORY, PAUSED, TrialTask
 

@@ -25,11 +25,11 @@ import psutil
 from lewm.config import Config
 from pipeline.cell_runner import EvaluateTask, run_cells
 from pipeline.cluster import code_hash
-from pipeline.dataset_cache import local_copy
-from pipeline.lease import Heartbeat, Lease
+from pipeline.datasets.cache import local_copy
 from pipeline.redact import redact
-from pipeline.scratch import scratch
 from pipeline.storage import Storage, parse_rows, read_marker
+from pipeline.storage.lease import Heartbeat, Lease
+from pipeline.storage.scratch import scratch
 from pipeline.tracking import CurveLogger, Tracker
 
 RUN_FILES = ("checkpoint.prev.pt", "checkpoint.pt", "curve.jsonl", "progress.json", "train.log")

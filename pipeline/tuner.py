@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 
 from pipeline.redact import SECRETS
-from pipeline.scratch import scratch
+from pipeline.storage.scratch import scratch
 from pipeline.trial import TrialTask, tune_trainable
 
 OnReport = Callable[[str, dict[str, Any]], None]

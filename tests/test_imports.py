@@ -9,12 +9,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("lewm", "pipeline", "reports")
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "polars")
 
-LEAVES = (
-    *("stats", "tables", "tracking", "storage", "bucket", "lease", "redact"),
-    *("cluster", "progress"),
-)
-
-SEARCH = ("search", "search_settings", "search_checks", "golden_section", "optuna_search")
+LEAVES = ("stats", "tables", "tracking", "storage", "redact", "cluster", "progress")
 
 
 def allowed(module: str) -> tuple[set[str], set[str]]:
@@ -25,22 +20,25 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {"reports"}, {"torch", "ray", "mlflow"}
     name = module.removeprefix("pipeline").removeprefix(".")
     top = name.split(".")[0]
-    if top in ("spec", "shipped", "arguments", *SEARCH):
-        allowed_here = ("storage", "shipped", "arguments", *SEARCH)
-        rooms = {f"pipeline.{room}" for room in allowed_here}
-        banned = {"torch", "mlflow"} | ({"ray"} if top != "optuna_search" else set())
+    if top in ("spec", "shipped", "arguments"):
+        rooms = {f"pipeline.{room}" for room in ("storage", "shipped", "arguments", "search")}
+        return {"lewm.config"} | rooms, {"torch", "ray", "mlflow"}
+    if top == "search":
+        rooms = {"search", "spec", "shipped", "storage", "tables", "stats", "progress"}
+        rooms = {f"pipeline.{room}" for room in rooms}
+        banned = {"torch", "mlflow"} | ({"ray"} if name != "search.optuna_search" else set())
         return {"lewm.config"} | rooms, banned
-    if top in ("simulation", "simulation_rows", "simulate", "search_record"):
-        rooms = {f"pipeline.{room}" for room in ("spec", "storage", "tables", "stats", *SEARCH)}
-        rooms |= {"pipeline.simulation", "pipeline.simulation_rows", "pipeline.search_record"}
-        if top == "simulate":
-            rooms |= {f"pipeline.{room}" for room in ("lease", "progress", "survey", "results")}
-            rooms |= {"lewm.config"}
-        return rooms, {"torch", "ray", "mlflow"}
+    if top == "simulate":
+        rooms = {"search", "spec", "storage", "tables", "progress", "survey", "results"}
+        return {"lewm.config"} | {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
         banned -= {"cluster": {"ray"}, "tracking": {"mlflow"}}.get(top, set())
-        return {"pipeline.storage", "pipeline.bucket", "pipeline.redact"}, banned
+        return {
+            "pipeline.storage",
+            "pipeline.redact",
+            *(["pipeline.stats"] * (top == "stats")),
+        }, banned
     if name.startswith("stages.stability"):
         return {
             "pipeline.stats",
@@ -60,8 +58,8 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
             *(
                 f"pipeline.{room}"
                 for room in (
-                    *("spec", "stages", "tables", "tracking", "storage", "dataset_cache"),
-                    *("cell_runner", "cluster", "lease", "redact", "scratch"),
+                    *("spec", "stages", "tables", "tracking", "storage", "datasets.cache"),
+                    *("cell_runner", "cluster", "redact"),
                 )
             ),
         }, set()
@@ -69,11 +67,11 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {
             *(
                 f"pipeline.{room}"
-                for room in ("spec", "tables", "storage", "stages.stability", "search_record")
+                for room in ("spec", "tables", "storage", "stages.stability", "search.record")
             ),
         }, {"torch", "ray", "mlflow"}
     if top in ("status", "survey", "clean"):
-        rooms = {"storage", "lease", "survey", "progress", "report", "tables"}
+        rooms = {"storage", "survey", "progress", "report", "tables"}
         return {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
     if top == "report":
         return {
@@ -86,7 +84,6 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                     "stats",
                     "storage",
                     "stages.stability",
-                    "lease",
                     "redact",
                     "survey",
                 )

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from pipeline import storage as module
-from pipeline.lease import Heartbeat, Lease
 from pipeline.storage import Storage
+from pipeline.storage.lease import Heartbeat, Lease
 from pipeline.tables import BrokenTable, read_table
 
 moto = pytest.importorskip("moto.server")

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from pipeline import clean, tables
-from pipeline.lease import Lease
 from pipeline.storage import Storage
+from pipeline.storage.lease import Lease
 
 SCHEMA = {"a": pl.Int64()}
 OLD_S = 2 * clean.DAY_S

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lewm.data.episodes import fingerprint, write_episodes
-from pipeline import dataset_cache as module
-from pipeline.dataset_cache import local_copy
+from pipeline.datasets import cache as module
+from pipeline.datasets.cache import local_copy
 from tests.lewm.test_episodes import make_episode
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def test_other_file_systems_through_fsspec(remote, fetches):
 
 ASK = """
 import sys, time
-from pipeline import dataset_cache as module
+from pipeline.datasets import cache as module
 fetch = module._fetch
 def slow(*arguments):
     print("fetched", flush=True)

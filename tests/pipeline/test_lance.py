@@ -11,7 +11,7 @@ from PIL import Image
 
 from lewm.data.episodes import EpisodeFile, content_hash
 from pipeline.collect import main
-from pipeline.lance_source import LanceSource
+from pipeline.datasets.lance_source import LanceSource
 from tests.lewm.test_episodes import PUBLISHED
 
 lance = pytest.importorskip("lance")

@@ -9,11 +9,11 @@ import pytest
 
 from pipeline import tuner
 from pipeline.cluster import _check_memory
-from pipeline.lease import Lease
 from pipeline.options import Options
 from pipeline.progress import Progress
 from pipeline.spec import Request, resolve
 from pipeline.storage import Storage, read_marker
+from pipeline.storage.lease import Lease
 from pipeline.training import Training
 from pipeline.trial import OUT_OF_MEMORY, _is_out_of_memory
 

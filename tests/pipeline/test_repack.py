@@ -71,7 +71,7 @@ def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
 
     from rich.console import Console
 
-    from pipeline.repack import repack_file
+    from pipeline.datasets.repack import repack_file
 
     monkeypatch.setattr(repack_module, "PART_ROWS", 20)
     target, console = tmp_path / "new.h5", Console(file=StringIO())

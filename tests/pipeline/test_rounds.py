@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from pipeline import search_record
 from pipeline.progress import Progress
-from pipeline.rounds import Rounds
+from pipeline.search import record as search_record
+from pipeline.search.rounds import Rounds
 from pipeline.spec import Request, resolve
 from pipeline.storage import Storage, read_marker
 

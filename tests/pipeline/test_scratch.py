@@ -7,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pipeline.scratch import scratch
+from pipeline.storage.scratch import scratch
 
 ROOT = Path(__file__).parents[2]
 OTHER = """
 import sys, time
-from pipeline.scratch import scratch
+from pipeline.storage.scratch import scratch
 with scratch(sys.argv[1]) as folder:
     print(folder, flush=True)
     time.sleep(60)

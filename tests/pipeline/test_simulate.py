@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from pipeline import simulate
-from pipeline.search_record import SHARE
-from pipeline.simulation import (
+from pipeline.search.record import SHARE
+from pipeline.search.simulation import (
     STRATEGIES,
     Step,
     cost,
@@ -21,7 +21,7 @@ from pipeline.simulation import (
     make_curve,
     run_all,
 )
-from pipeline.simulation import simulate as play
+from pipeline.search.simulation import simulate as play
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMAS, make_frame, read_table, write_table
 
@@ -201,7 +201,7 @@ def test_a_sweep_over_more_than_lam_and_an_empty_one_are_refused(sweep, tmp_path
 
 
 def test_a_running_sweep_is_left_alone(sweep, capsys):
-    from pipeline.lease import Lease
+    from pipeline.storage.lease import Lease
 
     lease = Lease(Storage(sweep.parents[1]), f"sweeps/{sweep.name}/owner.json")
     assert lease.acquire() is None

@@ -52,7 +52,7 @@ def test_tables_have_their_schemas_and_do_not_depend_on_row_order(
         assert again[name].equals(frame), name
 
 
-def test_success_is_the_mean_over_seeds_with_a_t_interval(
+def test_success_is_the_mean_over_seeds_with_an_interval_for_new_seeds_and_pairs(
     tables: dict[str, pl.DataFrame], judged: dict[str, pl.DataFrame]
 ) -> None:
     row = one(
@@ -62,13 +62,14 @@ def test_success_is_the_mean_over_seeds_with_a_t_interval(
         (pl.col("protocol") == "strict") & (pl.col("lam") == 0.1) & (pl.col("planner") == "cem")
     )
     rates = episodes.group_by("seed").agg(pl.col("success").mean()).sort("seed")["success"]
-    interval = stats.t_interval(rates.to_list(), bounds=(0.0, 1.0))
+    matrix = episodes.sort("seed", "eval_seed", "pair_id")["success"].to_numpy().reshape(3, 30)
+    interval = stats.rate_interval(matrix)
     assert interval is not None
     assert row["mean"] == pytest.approx(rates.mean())
     assert (row["ci_low"], row["ci_high"]) == (interval.low, interval.high)
     assert (row["num_seeds"], row["num_episodes"], row["num_eval_seeds"]) == (3, 90, 1)
     assert row["worst"] == rates.min()
-    assert row["ci_method"] == "95 % t over seeds"
+    assert row["ci_method"] == "95 % over seeds and pairs"
 
 
 def test_diverged_run_is_no_success_in_all_runs_only(judged: dict[str, pl.DataFrame]) -> None:
@@ -105,11 +106,12 @@ def test_every_run_has_its_own_row(judged: dict[str, pl.DataFrame]) -> None:
     assert bad["ci_low"] < bad["mean"] < bad["ci_high"] and "one run" in bad["ci_method"]
 
 
-def test_equal_seeds_get_no_interval(judged: dict[str, pl.DataFrame]) -> None:
-    row = one(
-        judged["stability"], metric="success", protocol="strict", lam=0.0, method="lewm", runs="all"
-    )
-    assert row["ci_low"] is None and row["ci_method"] == "none: all seeds equal"
+def test_episodes_all_alike_get_no_interval(tables: dict[str, pl.DataFrame]) -> None:
+    never = pl.col("success") & ~pl.col("lam").eq_missing(0.0)
+    judged = stability.run({**tables, "planning": tables["planning"].with_columns(success=never)})
+    where = {"metric": "success", "protocol": "strict", "lam": 0.0, "method": "lewm"}
+    row = one(judged["stability"], **where, runs="all")
+    assert row["ci_low"] is None and row["ci_method"] == "none: all episodes alike"
 
 
 def test_floors_have_wilson_over_pairs_and_null_keys(judged: dict[str, pl.DataFrame]) -> None:
@@ -136,15 +138,15 @@ def test_summary_finds_best_point_and_plateau(judged: dict[str, pl.DataFrame]) -
     assert quantity(judged, "plateau_low", **strict)["value"] == 0.1
     assert quantity(judged, "plateau_high", **strict)["value"] == 0.3
     assert quantity(judged, "clears_random", **strict)["value"] == 1.0
-    pooled = quantity(judged, "best_success_pooled", **strict)
-    assert pooled["n"] == 90 and "first check" in pooled["ci_method"]
-    assert 0.5 < quantity(judged, "p_best", **strict)["value"] <= 1.0
+    assert 0.4 < quantity(judged, "p_best", **strict)["value"] <= 1.0
+    regret = quantity(judged, "regret", **strict)
+    assert 0.0 <= regret["value"] <= regret["ci_high"] <= 1.0
     verdict = quantity(judged, "verdict")
     assert verdict["protocol"] == "strict"
-    for piece in ("λ = 0.1 plans best", "over 3 seeds", "random actions", "from 0.1 to 0.3"):
+    for piece in ("λ = 0.1 plans best", "3 seeds", "random actions", "from 0.1 to 0.3"):
         assert piece in verdict["text"]
     certainty = quantity(judged, "certainty")["text"]
-    assert "seeds are resampled" in certainty
+    assert "is the best of these points with probability" in certainty
     assert "no result from 1 of 15 trials (1 failed)" in certainty
     assert verdict["text"].count(". ") == 0 and certainty.count(". ") == 0
 
@@ -240,7 +242,7 @@ def test_diverged_points_beside_a_good_one() -> None:
         method="lewm",
         runs="converged",
     )
-    assert gone["mean"] is None and gone["ci_method"] == "none: no runs"
+    assert gone["mean"] is None and gone["ci_method"] == "none: no episodes"
     assert quantity(judged, "plateau_low", protocol="strict")["n"] == 1
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from lewm.config import make_config
 from pipeline import status
-from pipeline.lease import Lease
 from pipeline.storage import Storage
+from pipeline.storage.lease import Lease
 
 FOLDER = "lambda-two_room-quick"
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from pipeline.lease import LEASE_S, Heartbeat, Lease, is_stale
 from pipeline.storage import Storage, parse_rows
+from pipeline.storage.lease import LEASE_S, Heartbeat, Lease, is_stale
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_live_owner_keeps_the_lease_and_a_dead_one_loses_it(storage):
         [
             sys.executable,
             "-c",
-            "import sys; from pipeline.storage import Storage; from pipeline.lease import Lease\n"
+            "import sys; from pipeline.storage import Storage; from pipeline.storage.lease import Lease\n"
             "s = Storage(sys.argv[1]); Lease(s, 'p.json').acquire()",
             str(storage.root),
         ],

@@ -12,10 +12,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from synthetic_sweep import META, make_tables
 
-from pipeline import search_record
-from pipeline.simulation import STRATEGIES, cost, find_plateau, make_curve
-from pipeline.simulation import simulate as play
-from pipeline.simulation_rows import Question, search_rows, share_rows, summary_rows
+from pipeline.search import record as search_record
+from pipeline.search.simulation import STRATEGIES, cost, find_plateau, make_curve
+from pipeline.search.simulation import simulate as play
+from pipeline.search.simulation_rows import Question, search_rows, share_rows, summary_rows
 from pipeline.stages import stability
 from pipeline.tables import SCHEMAS, make_frame, sort_rows
 from reports import search as section

@@ -2,7 +2,8 @@
 
 Runs once per sweep over all its tables, needs no model and no machine. `measure` reduces every run to
 one number per metric and describes the spread over seeds, `compare` sets points against the best point,
-the floors and the control, `summarise` draws the conclusions and puts them into words.
+the floors and the control, `decide` says which point and how sure, `spread` where the variance comes from
+and what to run next; `summarise` collects it, `findings` puts it into sentences.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from pipeline.stages.stability.compare import compare
+from pipeline.stages.stability.episodes import read_episodes
 from pipeline.stages.stability.measure import measure, run_values, success_profiles
 from pipeline.stages.stability.summarise import summarise
 from pipeline.tables import SCHEMAS, sort_rows
@@ -30,12 +32,12 @@ def run(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     """
     empty = {name: pl.DataFrame(schema=dict(SCHEMAS[name])) for name in INPUTS}
     given = {name: sort_rows(tables.get(name, empty[name])) for name in INPUTS}
-    values = run_values(given)
-    stability = measure(given, values)
-    comparison = compare(given, stability)
+    values, episodes = run_values(given), read_episodes(given)
+    stability = measure(given, values, episodes)
+    comparison = compare(given, stability, episodes)
     return {
         "stability": sort_rows(stability),
         "comparison": sort_rows(comparison),
         "profiles": sort_rows(success_profiles(values)),
-        "summary": sort_rows(summarise(given, values, stability, comparison)),
+        "summary": sort_rows(summarise(given, stability, comparison, episodes)),
     }

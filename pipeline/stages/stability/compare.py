@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from pipeline import stats
-from pipeline.stages.stability.measure import GROUP, POINT
+from pipeline.stages.stability.episodes import GROUP, Episodes, Matrix, Pair
+from pipeline.stages.stability.measure import POINT
 from pipeline.tables import SCHEMAS, make_frame
 
 MARGIN = 0.1
 """Success rates closer than this count as practically equal (plateau, equivalence)."""
 
-Matrix = npt.NDArray[np.float64]
 Row = dict[str, Any]
 
 
@@ -39,75 +38,51 @@ def _score(row: Row) -> tuple[float, float]:
     return round(row["mean"], 12), -(spread if spread is not None else 1.0)
 
 
-def compare(tables: Mapping[str, pl.DataFrame], stability: pl.DataFrame) -> pl.DataFrame:
+def compare(
+    tables: Mapping[str, pl.DataFrame],
+    stability: pl.DataFrame,
+    episodes: Mapping[tuple[Any, ...], Episodes],
+) -> pl.DataFrame:
     """The `comparison` table; p-values adjusted (Holm) over the points of one question."""
-    rows = _against_best_and_floors(tables, best_points(stability)) + _against_control(
-        tables["surprise"]
-    )
+    rows = _against_best_and_floors(tables, best_points(stability), episodes)
+    rows += _against_control(tables["surprise"])
     return make_frame(_adjusted(rows), SCHEMAS["comparison"])
 
 
 def _against_best_and_floors(
-    tables: Mapping[str, pl.DataFrame], best: Mapping[tuple[Any, ...], Row]
+    tables: Mapping[str, pl.DataFrame],
+    best: Mapping[tuple[Any, ...], Row],
+    episodes: Mapping[tuple[Any, ...], Episodes],
 ) -> list[Row]:
-    planning = tables["planning"]
-    diverged = tables["trials"].filter(pl.col("status") == "diverged")
     rows: list[Row] = []
-    for key, row in best.items():
+    for key, own in episodes.items():
+        pairs = own.pairs()
+        if not pairs or key not in best:
+            continue
         group = dict(zip(GROUP, key, strict=True))
-        runs = planning.filter(
-            pl.col("trial_id").is_not_null(),
-            *[pl.col(name).eq_missing(pl.lit(value)) for name, value in group.items()],
-        )
-        pairs, matrices, lams = _matrices(runs, diverged, group)
-        means = {point: {s: float(v.mean()) for s, v in m.items()} for point, m in matrices.items()}
-        floors = _floor_vectors(planning, group, pairs)
-        for point, seeds in matrices.items():
-            base = {**group, "point": point, "lam": lams[point], "metric": "success"}
-            scores = list(means[point].values())
-            if point != row["point"]:
-                other = matrices.get(row["point"], {})
-                improvement = stats.probability_of_improvement(
-                    scores, list(means.get(row["point"], {0: row["mean"]}).values())
-                )
-                base_best = {**base, "other": row["point"], "other_kind": "point"}
-                common = sorted(set(seeds) & set(other))
-                differences = [seeds[seed] - other[seed] for seed in common]
+        top = best[key]["point"]
+        floors = _floor_vectors(tables["planning"], group, pairs)
+        for point, lam in own.lams.items():
+            base = {**group, "point": point, "lam": lam, "metric": "success"}
+            seeds = own.seeds(point)
+            vectors = {seed: own.vector(point, seed, pairs) for seed in seeds}
+            scores = [float(vector.mean()) for vector in vectors.values()]
+            if point != top:
+                rivals = {seed: own.vector(top, seed, pairs) for seed in own.seeds(top)}
+                means = [float(vector.mean()) for vector in rivals.values()]
+                improvement = stats.probability_of_improvement(scores, means)
+                base_best = {**base, "other": top, "other_kind": "point"}
+                differences = [vectors[seed] - rivals[seed] for seed in seeds if seed in rivals]
                 rows.append({**base_best, "p_improvement": improvement, **_paired(differences)})
             for floor, vector in floors.items():
                 improvement = stats.probability_of_improvement(scores, [float(vector.mean())])
-                differences = [seeds[seed] - vector for seed in sorted(seeds)]
+                differences = [own - vector for own in vectors.values()]
                 base_floor = {**base, "other": floor, "other_kind": "floor"}
                 rows.append({**base_floor, "p_improvement": improvement, **_paired(differences)})
     return rows
 
 
-def _matrices(
-    runs: pl.DataFrame, diverged: pl.DataFrame, group: Row
-) -> tuple[list[tuple[int, int]], dict[str, dict[int, Matrix]], dict[str, float | None]]:
-    """Success per point, seed and common pair; diverged runs are all zero."""
-    found: dict[tuple[str, int], dict[tuple[int, int], float]] = {}
-    lams: dict[str, float | None] = {}
-    lost = set(diverged["trial_id"].to_list())
-    columns = ("trial_id", "point", "lam", "seed", "eval_seed", "pair_id", "success")
-    for trial_id, point, lam, seed, eval_seed, pair_id, success in runs.select(columns).iter_rows():
-        lams[point] = lam
-        if trial_id not in lost:
-            found.setdefault((point, seed), {})[eval_seed, pair_id] = float(success)
-    pairs = sorted(set.intersection(*(set(run) for run in found.values()))) if found else []
-    matrices: dict[str, dict[int, Matrix]] = {}
-    for (point, seed), run in found.items():
-        matrices.setdefault(point, {})[seed] = np.array([run[pair] for pair in pairs])
-    same = [pl.col(name).eq_missing(pl.lit(group[name])) for name in ("method", "env", "profile")]
-    for row in diverged.filter(*same).iter_rows(named=True):
-        lams[row["point"]] = row["lam"]
-        matrices.setdefault(row["point"], {})[row["seed"]] = np.zeros(len(pairs))
-    return pairs, matrices if pairs else {}, lams
-
-
-def _floor_vectors(
-    planning: pl.DataFrame, group: Row, pairs: Sequence[tuple[int, int]]
-) -> dict[str, Matrix]:
+def _floor_vectors(planning: pl.DataFrame, group: Row, pairs: Sequence[Pair]) -> dict[str, Matrix]:
     """Success of `random` and `zero` on exactly these pairs, where they have all of them."""
     same = [pl.col(name).eq_missing(pl.lit(group[name])) for name in ("env", "profile", "protocol")]
     vectors = {}

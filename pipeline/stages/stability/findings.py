@@ -1,78 +1,15 @@
 """Sentences: every number in them is one of the sweep's tables, every doubt is said."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from pipeline import stats
+from pipeline.stages.stability.words import count, label, listed, number, p_text, percent, span
 
 Row = dict[str, Any]
-LAM_KEY = "loss.lam="
 READ_WELL = 0.7
 """Pearson r from which a probe counts as reading a quantity, in words only."""
-
-
-def label(point: str | None, lam: float | None) -> str:
-    """A point for readers: `λ = 0.1`, further swept parameters behind it."""
-    rest = apart_from_lam(point or "")
-    parts = [f"λ = {lam:g}"] if lam is not None and LAM_KEY in (point or LAM_KEY) else []
-    return ", ".join(parts + ([rest] if rest else [])) or "the only point"
-
-
-def apart_from_lam(point: str) -> str:
-    """The canonical point string without λ."""
-    return " ".join(part for part in point.split(" ") if not part.startswith(LAM_KEY))
-
-
-def percent(value: float) -> str:
-    """A fraction as whole percent."""
-    return f"{100 * value:.0f} %"
-
-
-def span(row: Row) -> str:
-    """A rate's interval as percent."""
-    return f"{100 * row['ci_low']:.0f}–{100 * row['ci_high']:.0f} %"
-
-
-def count(n: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def listed(parts: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    items = list(parts)
-    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
-
-
-def number(value: float) -> str:
-    """Three significant digits, no exponent for ordinary sizes."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def p_text(p_value: float) -> str:
-    """A p-value; below 0.001 only the bound's order."""
-    return f"p = {p_value:.2g}" if p_value >= 1e-3 else "p < 0.001"
-
-
-def plateau_text(found: stats.Plateau, margin: float) -> str:
-    """The plateau in words, open ends named."""
-    inside = f"within {100 * margin:.0f} points of the best"
-    if found.num_points == 1:
-        return f"only λ = {found.low:g} is {inside}: the plateau is narrower than the grid"
-    text = f"success stays {inside} at the {found.num_points} tested λ from {found.low:g} to {found.high:g}"
-    open_ends = [
-        f"{which} tested"
-        for which, reached in (
-            ("smallest", found.reaches_low_end),
-            ("largest", found.reaches_high_end),
-        )
-        if reached
-    ]
-    if open_ends:
-        text += f" ({listed(open_ends)}: it may reach further)"
-    return text
 
 
 def verdict(place: Row, main: Mapping[str, Row], completeness: Mapping[str, Row]) -> list[Row]:
@@ -108,11 +45,11 @@ def _which(place: Row, main: Mapping[str, Row]) -> str:
             f"{percent(best['value'])} {against}."
         )
     if best["ci_low"] is not None:
-        interval = f"95 % t interval {span(best)} over {count(best['n'], 'seed')}"
+        interval = f"95 % interval {span(best)}, {count(best['n'], 'seed')}"
     elif best["n"] == 1:
         interval = "one seed, so no interval"
     else:
-        interval = f"all {best['n']} seeds equal, so no interval"
+        interval = f"all episodes of {best['n']} seeds alike, so no interval"
     verb = "plans best" if main["best_point"]["n"] > 1 else "plans"
     text = f"{_sentence(name)} {verb} {protocol}: {percent(best['value'])} success ({interval})"
     if against:
@@ -124,15 +61,18 @@ def _how_sure(main: Mapping[str, Row], missing: Row) -> str:
     seeds, name = main["best_success"]["n"], main["best_point"]["text"]
     if main["best_point"]["n"] < 2:
         text = "Only one point was tried, so nothing is said about other λ"
-    elif main["p_best"]["value"] is None:
+    elif main["p_best"].get("value") is None:
         text = "With a single seed at some point, how sure this is cannot be told: add seeds"
     else:
-        share = percent(main["p_best"]["value"])
-        few = ", which few seeds make look surer than it is" if main["p_best"]["n"] < 5 else ""
-        text = f"When the seeds are resampled, {name} stays best in {share} of draws{few}"
+        share, regret = percent(main["p_best"]["value"]), main["regret"]
+        text = (
+            f"{_sentence(name)} is the best of these points with probability {share}; choosing it is expected to "
+            f"cost {100 * regret['value']:.0f} points against the true best, with 95 % confidence at most "
+            f"{100 * regret['ci_high']:.0f}"
+        )
     lost = [
-        f"{main[quantity]['value']:.0f} {word}"
-        for quantity, word in (("num_collapsed", "collapsed"), ("num_diverged", "diverged"))
+        f"{main[quantity]['value'] * main[quantity]['n']:.0f} {word}"
+        for quantity, word in (("collapsed_best", "collapsed"), ("diverged_best", "diverged"))
         if main[quantity]["value"]
     ]
     fate = f"of its runs, {listed(lost)}" if lost else "none of its runs collapsed or diverged"

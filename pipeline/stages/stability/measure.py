@@ -6,20 +6,21 @@ from typing import Any
 import polars as pl
 
 from pipeline import stats
+from pipeline.stages.stability.episodes import GROUP, Episodes
 from pipeline.tables import SCHEMAS, make_frame
 
 POINT = ("method", "env", "profile", "point", "lam")
-GROUP = ("method", "env", "profile", "protocol", "planner", "eval_point")
 PLACE = ("protocol", "planner", "eval_point", "layer", "target", "probe", "event")
 RATES = frozenset({"success"})
 LOWER_IS_BETTER = frozenset(
     {"pred_loss", "val_pred_loss", "sigreg_loss", "probe_mse", "epps_pulley", "final_distance"}
-    | {"copy_ratio"}
+    | {"copy_ratio", "loss_bursts", "grad_bursts"}
 )
 _POSITIVE = (0.0, float("inf"))
 BOUNDS: dict[str, tuple[float, float]] = {
     "success": (0.0, 1.0),
     "isotropy": (0.0, 1.0),
+    "falling_share": (0.0, 1.0),
     "probe_r": (-1.0, 1.0),
     "straightness": (-1.0, 1.0),
     **dict.fromkeys(LOWER_IS_BETTER, _POSITIVE),
@@ -31,9 +32,10 @@ FLOOR_PLANNERS = ("random", "zero", "oracle")
 FINISHED = ("done", "stopped", "diverged")
 
 T_OVER_SEEDS = "95 % t over seeds"
+TWO_WAY = "95 % over seeds and pairs"
 WILSON_PAIRS = "95 % Wilson over start/goal pairs"
+EXACT_SEEDS = "95 % exact (Clopper–Pearson) over seeds"
 WILSON_RUN = "95 % Wilson over the episodes of one run"
-WILSON_POOLED = "95 % Wilson over pooled episodes (first check: episodes of one run are dependent)"
 
 _VALUES: dict[str, pl.DataType] = {
     "trial_id": pl.String(),
@@ -57,6 +59,7 @@ def run_values(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     frames = [
         _success(tables["planning"]),
         _final_losses(tables["curves"]),
+        _smoothness(tables["curves"]),
         _melt(_with_copy_ratio(tables["latents"]), _LATENTS, ("layer",)),
         _probes(tables["probing"]),
         _surprise(tables["surprise"]),
@@ -127,6 +130,27 @@ def _final_losses(curves: pl.DataFrame) -> pl.DataFrame:
     return _melt(last, metrics, ())
 
 
+SMOOTHNESS = ("loss_bursts", "grad_bursts", "falling_share")
+
+
+def _smoothness(curves: pl.DataFrame) -> pl.DataFrame:
+    """Bursts of loss and gradient norm per 1,000 judged steps, and how monotone the loss falls."""
+    rows = []
+    for key, frame in curves.group_by(_keys(), maintain_order=True):
+        run = frame.sort("step")
+        losses, norms = run["loss"].to_numpy(), run["grad_norm"].to_numpy()
+        values = (
+            stats.bursts_per_1000(losses),
+            stats.bursts_per_1000(norms),
+            stats.falling_share(losses),
+        )
+        rows.append({**dict(zip(_keys(), key)), **dict(zip(SMOOTHNESS, values))})
+    if not rows:
+        return _fit(pl.DataFrame())
+    schema = {name: _VALUES[name] for name in _keys()} | dict.fromkeys(SMOOTHNESS, pl.Float64())
+    return _melt(pl.DataFrame(rows, schema=schema), SMOOTHNESS, ())
+
+
 def _probes(probing: pl.DataFrame) -> pl.DataFrame:
     named = probing.with_columns(
         target=target_name(),
@@ -168,7 +192,11 @@ def _diverged(trials: pl.DataFrame, values: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def measure(tables: Mapping[str, pl.DataFrame], values: pl.DataFrame) -> pl.DataFrame:
+def measure(
+    tables: Mapping[str, pl.DataFrame],
+    values: pl.DataFrame,
+    episodes: Mapping[tuple[Any, ...], Episodes],
+) -> pl.DataFrame:
     """The `stability` table: per point, metric and place, over all runs and over converged ones.
 
     "all" counts a diverged run as no success; metrics other than success have no value for it, so
@@ -185,7 +213,11 @@ def measure(tables: Mapping[str, pl.DataFrame], values: pl.DataFrame) -> pl.Data
         point = counts.get(tuple(keys[name] for name in POINT), nothing)
         for runs in ("all", "converged"):
             chosen = group if runs == "all" else group.filter(~pl.col("diverged"))
-            rows.append({**keys, **point, "runs": runs, **_describe(str(keys["metric"]), chosen)})
+            described = _describe(str(keys["metric"]), chosen)
+            if keys["metric"] in RATES:
+                own = episodes.get(tuple(keys[name] for name in GROUP))
+                described |= _rate_interval(str(keys["point"]), own, runs == "all")
+            rows.append({**keys, **point, "runs": runs, **described})
         rows += [{**keys, **_single(run, collapsed)} for run in group.iter_rows(named=True)]
     return make_frame(rows + _floors(tables["planning"]), SCHEMAS["stability"])
 
@@ -216,6 +248,19 @@ def _describe(metric: str, runs: pl.DataFrame) -> dict[str, Any]:
         "optimality_gap": stats.optimality_gap(sample) if metric in RATES else None,
         "worst": max(sample) if metric in LOWER_IS_BETTER else min(sample),
     }
+
+
+def _rate_interval(point: str, episodes: Episodes | None, with_lost: bool) -> dict[str, Any]:
+    """The interval of a success rate, for new seeds and new pairs."""
+    nothing = {"ci_low": None, "ci_high": None, "ci_method": "none: no episodes"}
+    if episodes is None or not (pairs := episodes.pairs(point)):
+        return nothing
+    matrix = episodes.matrix(point, pairs, with_lost)
+    interval = stats.rate_interval(matrix)
+    if interval is not None:
+        return {"ci_low": interval.low, "ci_high": interval.high, "ci_method": TWO_WAY}
+    reason = "one seed" if len(matrix) < 2 else "all episodes alike"
+    return {**nothing, "ci_method": f"none: {reason}"}
 
 
 def _single(run: dict[str, Any], collapsed: Sequence[str]) -> dict[str, Any]:
@@ -279,9 +324,9 @@ def _floors(planning: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def success_profiles(values: pl.DataFrame) -> pl.DataFrame:
-    """The `profiles` table: share of a point's seeds whose success reaches tau (all runs).
+    """The `profiles` table: share of a point's seeds whose success is above tau (all runs).
 
-    Performance profiles of Agarwal et al. 2021 over seeds; seeds are independent, so Wilson applies.
+    Performance profiles of Agarwal et al. 2021 over seeds; few seeds, so exact intervals.
     """
     rows = []
     success = values.filter(pl.col("metric") == "success")
@@ -290,8 +335,8 @@ def success_profiles(values: pl.DataFrame) -> pl.DataFrame:
         keys = dict(zip(combination, key, strict=True))
         for step in range(21):
             tau = step / 20
-            reached = int((group["value"] >= tau - 1e-12).sum())
-            interval = stats.wilson(reached, group.height)
+            reached = int((group["value"] > tau).sum())
+            interval = stats.exact(reached, group.height)
             assert interval is not None
             rows.append(
                 {

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.search import Adaptive, best, verdict
-from pipeline.search_settings import Bisect, Optuna, Outcome, Suggestion
+from pipeline.search.settings import Bisect, Optuna, Outcome, Suggestion
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMAS, Place, make_frame, read_table

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.golden_section import rounded
-from pipeline.search_settings import (
+from pipeline.search.golden_section import rounded
+from pipeline.search.settings import (
     Choices,
     Optuna,
     Outcome,

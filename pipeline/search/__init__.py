@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import golden_section, optuna_search
-from pipeline.search_settings import (
+from pipeline.search import golden_section, optuna_search
+from pipeline.search.settings import (
     VAL_PRED_RATIO,
     Bisect,
     EarlyStopping,

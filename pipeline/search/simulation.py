@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
-from pipeline.golden_section import rounded
 from pipeline.search import Adaptive, best, next_round
-from pipeline.search_settings import Bisect, Mode, Optuna, Outcome, Suggestion, parse_search
+from pipeline.search.golden_section import rounded
+from pipeline.search.settings import Bisect, Mode, Optuna, Outcome, Suggestion, parse_search
 from pipeline.stats import wilson
 
 Array = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
-from pipeline.search_settings import Bisect, Suggestion
+from pipeline.search.settings import Bisect, Suggestion
 
 SHRINK = (math.sqrt(5) - 1) / 2
 """The bracket keeps this share of its width at each cut."""

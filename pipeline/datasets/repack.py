@@ -12,10 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lewm.data.episodes import EpisodeFile, Source, content_hash, fingerprint, fingerprint_of
 from lewm.data.repack import repack
-from pipeline.lance_source import LanceSource, is_lance
-from pipeline.lease import Heartbeat, Lease
+from pipeline.datasets.lance_source import LanceSource, is_lance
 from pipeline.progress import QUIET_S, duration
 from pipeline.storage import Storage
+from pipeline.storage.lease import Heartbeat, Lease
 
 LOSSLESS = "bit for bit those of the source"
 FROM_JPEG = "decoded from JPEG: near, not equal to, what was rendered"

@@ -86,7 +86,7 @@ class Storage:
         if separator and scheme != "s3":
             raise ValueError(f"storage {text!r}: a folder or s3://bucket/prefix, not {scheme}://")
         if separator:
-            from pipeline.bucket import open_bucket
+            from pipeline.storage.bucket import open_bucket
 
             bucket, _, prefix = rest.partition("/")
             if not bucket or "@" in bucket:
@@ -123,7 +123,7 @@ class Storage:
         return self.root / _checked(key)
 
     def where(self, key: str = "") -> str:
-        """Path or URI of a key, for people and for `dataset_cache.local_copy`."""
+        """Path or URI of a key, for people and for `datasets.cache.local_copy`."""
         return f"{self.uri}/{_checked(key)}".rstrip("/")
 
     def at(self, prefix: str) -> "Storage":

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lewm.config import Config
-from pipeline.search_settings import (
+from pipeline.search.settings import (
     CURVE_METRICS,
     VAL_PRED_RATIO,
     Bisect,

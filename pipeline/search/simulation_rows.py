@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.search_record import SHARE, SIMULATED
-from pipeline.search_settings import Mode
-from pipeline.simulation import KEY, Cost, Plateau, Step
+from pipeline.search.record import SHARE, SIMULATED
+from pipeline.search.settings import Mode
+from pipeline.search.simulation import KEY, Cost, Plateau, Step
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMAS, make_frame, read_table, write_table
 

@@ -17,9 +17,9 @@ from lewm.config import RECIPE_VERSION, Config, dataset_id
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import PIXELS, EpisodeFile, content_hash, write_episodes
 from lewm.envs import env_class, make_env
-from pipeline.lease import Heartbeat, Lease
-from pipeline.repack import file_state
+from pipeline.datasets.repack import file_state
 from pipeline.storage import Storage
+from pipeline.storage.lease import Heartbeat, Lease
 
 PART_EPISODES = 25
 """Episodes per part file: what an interruption can lose per worker."""

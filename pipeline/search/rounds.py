@@ -7,11 +7,12 @@ both are pure functions of what the trials left on storage, so any driver goes o
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline import search, search_record
+from pipeline import search
 from pipeline.progress import Progress
-from pipeline.search_checks import MEASURED_SELDOM
-from pipeline.search_record import Row
-from pipeline.search_settings import Bisect, EarlyStopping, Optuna, Suggestion
+from pipeline.search import record as search_record
+from pipeline.search.checks import MEASURED_SELDOM
+from pipeline.search.record import Row
+from pipeline.search.settings import Bisect, EarlyStopping, Optuna, Suggestion
 from pipeline.spec import Spec, Trial, extend
 from pipeline.storage import Storage, parse_rows, read_marker
 

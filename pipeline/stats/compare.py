@@ -1,0 +1,106 @@
+"""Differences on the same seeds and pairs, against a published value, and many tests at once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats as distributions
+
+from pipeline.stats.intervals import Array, Interval, TwoWayError, clipped
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A mean difference with its uncertainty; None where it cannot be told.
+
+    Attributes:
+        diff: mean of the differences.
+        interval: two-sided, at the confidence asked for.
+        p_value: two-sided, of no difference.
+        p_equivalence: of |difference| >= margin (two one-sided tests); small means equivalent.
+        n: number of independent units behind the interval.
+    """
+
+    diff: float
+    interval: Interval | None
+    p_value: float | None
+    p_equivalence: float | None
+    n: int
+
+
+def paired_t(
+    differences: Sequence[float] | Array, margin: float | None = None, confidence: float = 0.95
+) -> Comparison:
+    """Paired t-test (Student 1908): are differences of independent units zero on average?
+
+    Args:
+        differences: one number per unit (clip, seed), at least one.
+        margin: equivalence margin in the differences' unit; None for no equivalence test.
+    """
+    sample = np.asarray(differences, np.float64)
+    n, diff = len(sample), float(sample.mean())
+    error = float(np.std(sample, ddof=1)) / math.sqrt(n) if n >= 2 else 0.0
+    if error == 0:
+        return Comparison(diff, None, None, None, n)
+    t = distributions.t(n - 1)
+    half = float(t.ppf(0.5 + confidence / 2)) * error
+    equivalence = None if margin is None else float(t.sf((margin - abs(diff)) / error))
+    p_value = 2 * float(t.sf(abs(diff) / error))
+    return Comparison(diff, Interval(diff - half, diff + half), p_value, equivalence, n)
+
+
+def paired_two_way(
+    differences_SP: Array,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> Comparison:
+    """Mean difference on the same seeds and start/goal pairs, for new seeds and new pairs (`TwoWayError`).
+
+    Args:
+        differences_SP: (S seeds, P pairs), complete.
+        margin: equivalence margin (two one-sided tests, Schuirmann 1987); None for no such test.
+        bounds: the differences' range, e.g. (-1, 1) for rates; the interval is clipped to it.
+
+    Returns:
+        n is the number of seeds; no interval or p-value with fewer than two seeds or pairs, nor where
+        nothing varies.
+    """
+    values = np.asarray(differences_SP, np.float64)
+    diff = float(values.mean())
+    error = TwoWayError.of(values)
+    if error is None:
+        return Comparison(diff, None, None, None, len(values))
+    half = error.half_width((1 - confidence) / 2)
+    equivalence = None if margin is None else error.upper_tail(margin - abs(diff))
+    p_value = min(1.0, 2 * error.upper_tail(abs(diff)))
+    interval = clipped(diff - half, diff + half, bounds)
+    return Comparison(diff, interval, p_value, equivalence, len(values))
+
+
+def against_value(
+    successes_SP: Array, value: float, margin: float, confidence: float = 0.95
+) -> Comparison:
+    """A success rate against a published one: difference, and whether it lies within the margin (TOST).
+
+    The published value counts as exact: where its own spread is known, widen the margin by it.
+
+    Args:
+        successes_SP: (S seeds, P pairs), 0 or 1.
+        value: the published rate.
+        margin: stated beforehand; smaller differences count as practically none.
+    """
+    differences = np.asarray(successes_SP, np.float64) - value
+    return paired_two_way(differences, margin, confidence, (-value, 1 - value))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted

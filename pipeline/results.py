@@ -12,6 +12,7 @@ from pipeline.search.record import (
     search_summary,
     with_search,
 )
+from pipeline.shipped import load_published
 from pipeline.spec import Spec, Trial
 from pipeline.stages import stability
 from pipeline.storage import Storage, parse_rows, read_marker
@@ -96,7 +97,7 @@ def write_tables(
     tables["cells"] = _frame("cells", cell_rows)
     for stage, found in parts.items():
         tables[stage] = consolidate(found, stage)
-    tables |= stability.run(tables)
+    tables |= stability.run(tables, load_published())
     tables = _searched(spec, storage, tables, values)
     for name, frame in tables.items():
         write_table(folder, name, frame)
@@ -205,6 +206,12 @@ def _curve_bytes(storage: Storage, trial_id: str) -> bytes:
         return b""
 
 
+def success_name(protocol: str, eval_point: str | None) -> str:
+    """The final metric that holds a trial's success under a protocol and an evaluation setting."""
+    extra = f"_{eval_point}".replace("=", "_") if eval_point else ""
+    return f"success_{protocol}{extra}"
+
+
 def final_metrics(tables: Mapping[str, pl.DataFrame], trial_id: str) -> dict[str, float]:
     """The `final/...` summary of a trial over all stages, flat, for MLflow."""
     own = {
@@ -222,8 +229,7 @@ def final_metrics(tables: Mapping[str, pl.DataFrame], trial_id: str) -> dict[str
             finals["latents_copy_ratio"] = row["pred_error"] / row["copy_error"]
     success = own["planning"].group_by("protocol", "eval_point").agg(pl.col("success").mean())
     for row in success.iter_rows(named=True):
-        extra = f"_{row['eval_point']}".replace("=", "_") if row["eval_point"] else ""
-        finals[f"success_{row['protocol']}{extra}"] = row["success"]
+        finals[success_name(row["protocol"], row["eval_point"])] = row["success"]
     probes = own["probing"].filter(pl.col("layer") == "projected")
     for row in probes.group_by("target", "probe").agg(pl.col("r").mean()).iter_rows(named=True):
         finals[f"r_{row['probe']}_{row['target']}"] = row["r"]

@@ -67,6 +67,12 @@ def load_protocols(env: str) -> dict[str, dict[str, Any]]:
     return load_toml(_shipped(package_folder() / "protocols", env, "protocols of environment"))
 
 
+def load_published() -> list[dict[str, Any]]:
+    """Published success rates: method, env, protocol, value, source; spread and n where they were given."""
+    rows: list[dict[str, Any]] = load_toml(package_folder() / "published.toml")["success"]
+    return rows
+
+
 def _shipped(folder: Path, name: str, what: str, hidden: Iterable[str] = ()) -> Path:
     known = {path.stem: path for path in folder.glob("*.toml") if path.stem not in hidden}
     return known[choice(name, known, what)]

@@ -37,7 +37,8 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {
             "pipeline.storage",
             "pipeline.redact",
-            *(["pipeline.stats"] * (top == "stats")),
+            f"pipeline.{top}",
+            *(["pipeline.survey"] * (top == "tables")),
         }, banned
     if name.startswith("stages.stability"):
         return {
@@ -67,18 +68,22 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {
             *(
                 f"pipeline.{room}"
-                for room in ("spec", "tables", "storage", "stages.stability", "search.record")
+                for room in (
+                    *("spec", "shipped", "tables", "storage"),
+                    *("stages.stability", "search.record"),
+                )
             ),
         }, {"torch", "ray", "mlflow"}
     if top in ("status", "survey", "clean"):
         rooms = {"storage", "survey", "progress", "report", "tables"}
         return {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
-    if top == "report":
+    if top in ("report", "comparison"):
         return {
             "reports",
             *(
                 f"pipeline.{room}"
                 for room in (
+                    "comparison",
                     "spec",
                     "tables",
                     "stats",

@@ -6,7 +6,8 @@ the floors and the control, `decide` says which point and how sure, `spread` whe
 and what to run next; `summarise` collects it, `findings` puts it into sentences.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -20,11 +21,14 @@ INPUTS = ("trials", "cells", "curves", "latents", "planning", "probing", "surpri
 OUTPUTS = ("stability", "comparison", "profiles", "summary")
 
 
-def run(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+def run(
+    tables: Mapping[str, pl.DataFrame], published: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, pl.DataFrame]:
     """Every table of `OUTPUTS`, in canonical order, from the tables of `INPUTS`.
 
     Args:
         tables: by name; a missing one counts as empty, others are ignored.
+        published: success rates to set the best points against: method, env, protocol, value, source.
 
     Returns:
         Frames with the schemas of `pipeline.tables`. Where a number cannot be told (one seed, no
@@ -34,7 +38,7 @@ def run(tables: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     given = {name: sort_rows(tables.get(name, empty[name])) for name in INPUTS}
     values, episodes = run_values(given), read_episodes(given)
     stability = measure(given, values, episodes)
-    comparison = compare(given, stability, episodes)
+    comparison = compare(given, stability, episodes, published)
     return {
         "stability": sort_rows(stability),
         "comparison": sort_rows(comparison),

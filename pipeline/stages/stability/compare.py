@@ -42,9 +42,12 @@ def compare(
     tables: Mapping[str, pl.DataFrame],
     stability: pl.DataFrame,
     episodes: Mapping[tuple[Any, ...], Episodes],
+    published: Sequence[Mapping[str, Any]] = (),
 ) -> pl.DataFrame:
     """The `comparison` table; p-values adjusted (Holm) over the points of one question."""
-    rows = _against_best_and_floors(tables, best_points(stability), episodes)
+    best = best_points(stability)
+    rows = _against_best_and_floors(tables, best, episodes)
+    rows += _against_published(best, episodes, published)
     rows += _against_control(tables["surprise"])
     return make_frame(_adjusted(rows), SCHEMAS["comparison"])
 
@@ -79,6 +82,28 @@ def _against_best_and_floors(
                 differences = [own - vector for own in vectors.values()]
                 base_floor = {**base, "other": floor, "other_kind": "floor"}
                 rows.append({**base_floor, "p_improvement": improvement, **_paired(differences)})
+    return rows
+
+
+def _against_published(
+    best: Mapping[tuple[Any, ...], Row],
+    episodes: Mapping[tuple[Any, ...], Episodes],
+    published: Sequence[Mapping[str, Any]],
+) -> list[Row]:
+    """The best points against published rates: another scale, other data, the same protocol by name."""
+    rows = []
+    for key, row in best.items():
+        group = dict(zip(GROUP, key, strict=True))
+        own = episodes.get(key)
+        for one in published:
+            if own is None or any(group[k] != one[k] for k in ("method", "env", "protocol")):
+                continue
+            matrix = own.matrix(row["point"], own.pairs(row["point"]))
+            if matrix.size:
+                found = stats.against_value(matrix, one["value"], MARGIN)
+                at = {**group, "point": row["point"], "lam": row["lam"], "metric": "success"}
+                other = {"other": one["source"], "other_kind": "published", "paired": False}
+                rows.append({**at, **other, "margin": MARGIN, **_fields(found)})
     return rows
 
 

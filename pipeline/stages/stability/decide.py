@@ -162,13 +162,15 @@ def _clears_random(setting: Setting) -> Row:
 
 
 def _rates(setting: Setting) -> list[Row]:
-    """How often runs collapse or diverge: at the best point, and over every λ > 0 or point tried."""
+    """How often runs collapse or diverge: at the best point, over all points tried, and at the control."""
     tried = [row for row in setting.points if row["lam"] != 0]
+    control = [row for row in setting.points if row["lam"] == 0]
     rows = []
     for fate in ("collapsed", "diverged"):
         for scope, chosen, where in (
             ("best", [setting.best], "at the best point"),
-            ("tried", tried, "over all points but λ = 0, the control"),
+            ("tried", tried, "over all points but λ = 0, the control,"),
+            ("control", control, "at λ = 0, where they are meant to collapse,"),
         ):
             n = sum(row["num_seeds"] for row in chosen)
             if not n:
@@ -215,7 +217,9 @@ def _plateau(setting: Setting, clear: float | None) -> list[Row]:
     elif len(positive) < 2:
         text = "no plateau: a single λ > 0 shows no range"
     else:
-        text = words.plateau_text(found, MARGIN)
+        inside = [found.low <= lam <= found.high for lam in lams]
+        near = None if of_line is None else stats.within_margin(of_line, MARGIN)[inside].min()
+        text = words.plateau_text(found, MARGIN, None if near is None else float(near))
         sure = None if of_line is None else stats.plateau_ends(lams, of_line, MARGIN)
         for place, (row, value) in enumerate(zip(ends, (found.low, found.high), strict=True)):
             row |= {"value": value, "n": found.num_points}

@@ -50,11 +50,24 @@ def _which(place: Row, main: Mapping[str, Row]) -> str:
         interval = "one seed, so no interval"
     else:
         interval = f"all episodes of {best['n']} seeds alike, so no interval"
-    verb = "plans best" if main["best_point"]["n"] > 1 else "plans"
-    text = f"{_sentence(name)} {verb} {protocol}: {percent(best['value'])} success ({interval})"
+    text = (
+        f"{_sentence(name)} {_verb(main)} {protocol}: {percent(best['value'])} success ({interval})"
+    )
     if against:
         text += f", {against}"
     return f"{text}; {main['plateau_low']['text']}."
+
+
+def _verb(main: Mapping[str, Row]) -> str:
+    """As sure as the numbers: what the best point does."""
+    chance = main["p_best"].get("value")
+    if main["best_point"]["n"] < 2:
+        return "plans"
+    if chance is None:
+        return "has the highest mean"
+    if chance >= 0.95:
+        return "plans best"
+    return "probably plans best" if chance >= 0.5 else "has the highest mean, though not surely,"
 
 
 def _how_sure(main: Mapping[str, Row], missing: Row) -> str:
@@ -67,8 +80,8 @@ def _how_sure(main: Mapping[str, Row], missing: Row) -> str:
         share, regret = percent(main["p_best"]["value"]), main["regret"]
         text = (
             f"{_sentence(name)} is the best of these points with probability {share}; choosing it is expected to "
-            f"cost {100 * regret['value']:.0f} points against the true best, with 95 % confidence at most "
-            f"{100 * regret['ci_high']:.0f}"
+            f"lose {count(round(100 * regret['value']), 'point')} to the true best, with 95 % probability at "
+            f"most {100 * regret['ci_high']:.0f}"
         )
     lost = [
         f"{main[quantity]['value'] * main[quantity]['n']:.0f} {word}"

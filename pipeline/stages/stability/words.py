@@ -52,8 +52,12 @@ def p_text(p_value: float) -> str:
     return f"p = {p_value:.2g}" if p_value >= 1e-3 else "p < 0.001"
 
 
-def plateau_text(found: stats.Plateau, margin: float) -> str:
-    """The plateau in words, open ends named."""
+def plateau_text(found: stats.Plateau, margin: float, surety: float | None) -> str:
+    """The plateau in words, open ends named.
+
+    Args:
+        surety: how likely the least likely of its points lies within the margin; None: not told.
+    """
     inside = f"within {100 * margin:.0f} points of the best"
     if found.num_points == 1:
         return f"only λ = {found.low:g} is {inside}: the plateau is narrower than the grid"
@@ -68,4 +72,6 @@ def plateau_text(found: stats.Plateau, margin: float) -> str:
     ]
     if open_ends:
         text += f" ({listed(open_ends)}: it may reach further)"
+    if surety is not None:
+        text += f", the least certain of them with probability {percent(surety)}"
     return text

@@ -233,6 +233,11 @@ def study(num_sweeps: int, groups: Sequence[str] = ()) -> Iterator[Coverage]:
 def markdown(rows: Sequence[Coverage], num_sweeps: int) -> str:
     """Per kind of interval and number of seeds: lowest, mean and highest coverage, and widths."""
     lines = [
+        "# What the intervals cover",
+        "",
+        "Made by `python -m tests.benchmarks.bench_coverage`; read with [statistics.md](statistics.md). Worlds are "
+        "named by their mean success and the standard deviation of the seeds' rates in points.",
+        "",
         f"{num_sweeps:,} simulated sweeps per design; {', '.join(map(str, PAIRS))} pairs; "
         "lowest coverage first, with its standard error.",
         "",
@@ -265,7 +270,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
     )
-    parser.add_argument("--sweeps", type=int, default=4000, help="per design (default: 4000)")
+    parser.add_argument("--sweeps", type=int, default=2000, help="per design (default: 2000)")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     args = parser.parse_args()
     rows = []

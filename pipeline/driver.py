@@ -35,7 +35,7 @@ from pipeline.spec import Spec
 from pipeline.stop import Stop
 from pipeline.storage import Storage, read_marker
 from pipeline.storage.lease import Heartbeat, Lease
-from pipeline.tables import BrokenTable, read_part, table_key
+from pipeline.tables import BrokenTable, check_table
 from pipeline.tracking import tracking_uri
 from pipeline.training import Training
 from pipeline.trial import git_commit
@@ -98,7 +98,7 @@ class _Invocation:
         try:
             self._prepare_data()
         except KeyboardInterrupt:
-            return self._interrupted()
+            return self._interrupted(delivery)
         with (
             self._progress() as progress,
             Beacon(progress, self.storage, f"{self.folder}/driver.json"),
@@ -109,9 +109,9 @@ class _Invocation:
             if not self.stop():
                 self.training.evaluate(progress, manifests, self.options.only)
         if self.stop():
-            return self._interrupted()
+            return self._interrupted(delivery)
         self._finish(manifests, delivery)
-        self._print_end(fresh=True)
+        self._print_end(fresh=True, page=delivery.page)
         return self._exit_code()
 
     def _connect(self) -> None:
@@ -244,13 +244,13 @@ class _Invocation:
         folder = self.storage.at(self.folder)
         try:
             for name in ("attempts", "examples", *INPUTS, *OUTPUTS):
-                read_part(folder, table_key(name))
+                check_table(folder, name)
         except (BrokenTable, FileNotFoundError) as error:
             print(f"warning: {error}; the tables are made again", file=sys.stderr)
             return False
         return True
 
-    def _interrupted(self) -> int:
+    def _interrupted(self, delivery: Delivery) -> int:
         if self.stop.signal is None:
             print(
                 f"error: another driver took over sweep {self.spec.folder}: this one was not heard of "
@@ -265,6 +265,7 @@ class _Invocation:
             f"  {self.options.command}",
             file=sys.stderr,
         )
+        delivery.interrupt()
         return 128 + self.stop.signal
 
     def _exit_code(self) -> int:
@@ -279,7 +280,7 @@ class _Invocation:
         name, where = self.spec.folder, self.storage.uri
         return f"python -m pipeline.report {name} --storage {where} --out ."
 
-    def _print_end(self, fresh: bool) -> None:
+    def _print_end(self, fresh: bool, page: str = "") -> None:
         statuses = [
             (read_marker(self.storage, t.trial_id) or {"status": "pending"})["status"]
             for t in self.spec.trials
@@ -287,13 +288,16 @@ class _Invocation:
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
         took = f"in {duration(time.time() - self.started)}" if fresh else "nothing was missing"
         root = self.storage.where(self.folder)
-        uri = redact(tracking_uri(self.storage))
+        uri = redact(tracking_uri(self.storage)).rstrip("/")
+        served = uri.startswith("http")
         lines = [
             f"sweep    {self.spec.folder}: {counts}, {took}",
             f"report   {self._page()}",
             f"tables   {root}/tables",
-            f"mlflow   {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {uri}'}",
+            f"mlflow   {f'{uri}/{page}' if served else f'mlflow ui --backend-store-uri {uri}'}",
         ]
+        if page and not served:
+            lines.append(f"         then http://127.0.0.1:5000/{page}")
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id) or {}
             if marker.get("status") == "failed":

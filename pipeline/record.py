@@ -11,6 +11,7 @@ from typing import Any
 
 from lewm.config import Config
 from pipeline import spec as specs
+from pipeline.redact import redact
 from pipeline.search.settings import load_search
 from pipeline.spec import Spec, Trial, World
 from pipeline.storage import Storage
@@ -87,7 +88,7 @@ def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> Non
     old = storage.read_json(f"sweeps/{spec.folder}/sweep.json") or {}
     begun = {
         "begun_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": redact(command),
         "git_commit": commit,
         "versions": versions(),
         "machine": f"{socket.gethostname()}, {platform.system()} {platform.machine()}, "

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.storage import Storage
@@ -53,6 +54,24 @@ def find_sweep(name: str, storage: Storage) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"no sweep {name!r}{hint}; known: {', '.join(known)}")
+
+
+def locate_sweep(sweep: str, storage: "str | Path | Storage") -> Storage:
+    """The folder of a sweep, given by its path or URI, or by its name in a storage (`find_sweep`).
+
+    Args:
+        sweep: a name, the start of one, or (with a slash in it) a path or URI.
+
+    Raises:
+        ValueError: there is no such sweep, or a name fits several.
+    """
+    if "/" not in sweep:
+        whole = Storage(storage)
+        return whole.at(f"sweeps/{find_sweep(sweep, whole)}")
+    folder = Storage(sweep.rstrip("/"))
+    if not (folder.exists("sweep.json") or folder.list("tables")):
+        raise ValueError(f"no sweep in {folder.uri}: it holds neither sweep.json nor tables/")
+    return folder
 
 
 def survey(storage: Storage, sweep: Row) -> list[Seen]:

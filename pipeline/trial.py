@@ -92,13 +92,16 @@ class TrialTask:
 
 
 def run_name(task: TrialTask) -> str:
-    """Short MLflow name: `lam=0.1 seed=3`."""
-    swept = task.point.replace("loss.", "") or "base"
-    return f"{swept} seed={task.config.seed}"
+    """Short MLflow name, `lam=0.1 seed=3`, with the environment where the sweep has several."""
+    config = task.config
+    parts = [task.point.replace("loss.", "")] if task.point else []
+    if task.tracker is not None and f"-{config.data.env}-" not in task.tracker.sweep:
+        parts.insert(0, config.data.env)
+    return " ".join([*parts, f"seed={config.seed}"])
 
 
 def mlflow_params(task: TrialTask) -> dict[str, Any]:
-    """The few flat parameters that make runs comparable in MLflow."""
+    """What identifies a trial among all others, and what its sweep varies; the rest is the parent's."""
     config = task.config
     swept = dict(part.split("=", 1) for part in task.point.split(" ") if part)
     return {
@@ -107,21 +110,21 @@ def mlflow_params(task: TrialTask) -> dict[str, Any]:
         "profile": task.profile,
         "lam": config.loss.lam,
         "seed": config.seed,
-        "batch_size": config.optim.batch_size,
-        "lr": config.optim.lr,
-        "precision": config.optim.precision,
-        "image_size": config.model.image_size,
-        "latent_dim": config.model.latent_dim,
         **{key: value for key, value in swept.items() if key != "loss.lam"},
     }
 
 
 def mlflow_tags(task: TrialTask) -> dict[str, str]:
-    """Provenance tags of a trial's run."""
+    """Provenance tags of a trial's run; those of MLflow's own names fill columns of its pages."""
+    commit = task.git_commit or "unknown"
     return {
-        "lewm.dataset_hash": task.dataset_hash,
         "lewm.point": task.point,
-        "lewm.git_commit": task.git_commit or "unknown",
+        "lewm.status": "running",
+        "lewm.dataset_hash": task.dataset_hash,
+        "lewm.git_commit": commit,
+        "mlflow.source.name": "pipeline.sweep",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit.rstrip("+"),
     }
 
 
@@ -168,6 +171,7 @@ def _train(
     attempts = _Attempts(storage, task.key, lease.replaced)
     storage.write_json(f"{task.key}/config.json", json.loads(task.config_json))
     upload = _Upload(task, storage, lease, local, report)
+    outcome: dict[str, Any] = {}
     try:
         outcome = _run(task, local, upload)
     except (OSError, OwnershipLost) as error:
@@ -187,7 +191,7 @@ def _train(
             log.write(traceback.format_exc())
         storage.put(local / "train.log", f"{task.key}/train.log")
     finally:
-        upload.close()
+        upload.close(outcome.get("status"))
     attempts.close(outcome["status"])
     marker = _provenance(task) | outcome | attempts.summary()
     if not lease.held():
@@ -226,9 +230,9 @@ class _Upload:
         if self._task.until is not None and self._task.until <= step < (num_steps or step):
             raise _RungReached(metrics)
 
-    def close(self) -> None:
+    def close(self, status: str | None) -> None:
         if self._logger is not None:
-            self._logger.close()
+            self._logger.close(status)
 
 
 def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:

@@ -26,12 +26,14 @@ class PointAxis:
     Attributes:
         gap: the smallest distance between neighbours.
         break_at: where the zero slot ends, or None.
+        ordered: whether the places are values of λ, so that a line between them means something.
     """
 
     slots: tuple[Slot, ...]
     title: str
     gap: float
     break_at: float | None
+    ordered: bool = True
 
     def at(self, point: str) -> float:
         """The place of a point."""
@@ -66,6 +68,7 @@ class PointAxis:
                 "labelExpr": f"{labels!r}[indexof({places!r}, datum.value)]",
                 "grid": False,
                 "labelOverlap": True,
+                "labelSeparation": 4,
             },
         }
 
@@ -73,13 +76,17 @@ class PointAxis:
 def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
     """The axis over (point, lam) pairs: λ where λ alone is swept, else one equal step per point."""
     known = sorted(set(points), key=lambda pair: (pair[1] is None, pair[1] or 0.0, pair[0]))
+    if len(known) == 1 and known[0][1] is not None and not known[0][0]:
+        label = f"{known[0][1]:g}"
+        only = Slot("", label, f"λ = {label}", 0.0)
+        return PointAxis((only,), "λ, weight of SIGReg (one value)", 1.0, None, ordered=False)
     lams = [lam for point, lam in known if lam is not None and point.startswith(LAM_KEY)]
     if len(lams) < len(known) or any(" " in point for point, _ in known) or not known:
         slots = tuple(
             Slot(point, point or "all", point or "the only point", float(place))
             for place, (point, _) in enumerate(known)
         )
-        return PointAxis(slots, "swept parameters", 1.0, None)
+        return PointAxis(slots, "swept parameters", 1.0, None, ordered=False)
     logs = [round(math.log10(lam), 6) for lam in lams if lam > 0]
     gap = min((b - a for a, b in itertools.pairwise(logs)), default=0.5)
     places = logs

@@ -6,24 +6,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.axis import PointAxis
+from reports.curves import DECADES, Curves
 from reports.text import percent, percent_span
-from reports.theme import DASHES, SHAPES, STATES
+from reports.theme import SHAPES, STATES
 
 Row = dict[str, Any]
 Spec = dict[str, Any]
-MAX_CURVE_POINTS = 200
 PERCENT = ".0%"
+MAX_TABLE_ROWS = 200
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with the words around it.
+    """A chart with the words around it and the data behind it.
 
     Attributes:
         name: file name and element id.
-        title: the finding, or what is shown.
+        title: the finding.
         caption: how to read it, with n and interval method.
         height: of the plot, px.
+        columns, rows: the data behind it: cells of the sweep's tables as they are, for the table under
+            the figure and for its CSV.
+        curves: lines drawn besides the spec's own data; the CSV then holds their points.
     """
 
     name: str
@@ -31,22 +35,36 @@ class Figure:
     caption: str
     spec: Spec
     height: int
-    curves: bool = False
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+    curves: Curves | None = None
 
     def static(self, width: int = 640) -> Spec:
         """The spec with its title, legends and a fixed width, for a file of its own."""
-        size = {"width": width, "height": self.height, "title": self.title}
+        size = {
+            "width": width,
+            "height": self.height,
+            "title": {"text": self.title, "limit": width},
+        }
         spec: Spec = _with_legends(self.spec)
-        return {**spec, **size}
+        data = {} if self.curves is None else {"data": {"values": self.curves.values()}}
+        return {**spec, **size, **data}
 
     def page(self) -> Spec:
-        """The spec as the page shows it: as wide as its column."""
-        return {
+        """The figure as the page's script takes it: spec as wide as its column, data, packed curves."""
+        spec = {
             **self.spec,
             "width": "container",
             "height": self.height,
             "autosize": {"type": "fit", "contains": "padding"},
         }
+        packed = {} if self.curves is None else {"curves": self.curves.packed()}
+        return {"spec": spec, "columns": self.columns, "rows": self.rows, **packed}
+
+    @property
+    def shown(self) -> tuple[tuple[Any, ...], ...]:
+        """The rows of the table under the figure."""
+        return self.rows[:MAX_TABLE_ROWS]
 
 
 def _with_legends(part: Any) -> Any:
@@ -69,40 +87,61 @@ def state(row: Row) -> str:
     return "collapsed" if row["num_collapsed"] else "healthy"
 
 
+BEHIND = ("point", "runs", "num_seeds", "num_episodes", "mean", "ci_low", "ci_high", "ci_method")
+
+
+def rows_behind(
+    means: Sequence[Row], runs: Sequence[Row], more: Sequence[Row] = ()
+) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Columns and rows of a point chart's data: cells of `stability`, means first."""
+    columns = (*BEHIND, "state")
+    rows = [
+        *((*(row[name] for name in BEHIND), None) for row in means),
+        *((*(row[name] for name in BEHIND), state(row)) for row in runs),
+        *((row["planner"], *(row[name] for name in BEHIND[1:]), None) for row in more),
+    ]
+    return columns, tuple(rows)
+
+
 def point_chart(
     axis: PointAxis,
     means: Sequence[Row],
     runs: Sequence[Row],
     *,
     quantity: str,
-    titled: bool = True,
     y_format: str = ".3~g",
     y_domain: tuple[float, float] | None = None,
     y_values: Sequence[float] | None = None,
+    log: bool = False,
     floors: Sequence[Row] = (),
     plateau: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
+    published: Sequence[tuple[float, str]] = (),
 ) -> Spec:
     """A quantity against the swept points: every run a dot, mean and interval over seeds beside them.
 
     Args:
         means: `stability` rows with runs "all".
         runs: `stability` rows of single runs.
-        quantity: name and unit; the y axis' title, if `titled`.
+        quantity: name and unit; the y axis' title.
         y_domain: of the axis; whiskers that leave it are cut.
         y_values: where it has ticks.
+        log: logarithmic y axis; every drawn value must be above 0.
         floors: `stability` rows of planners without a model, drawn as band and line.
         plateau: places of its ends on the axis, shaded.
         reference: a level and its label, drawn as a line.
+        published: values of others with their labels, drawn as lines.
     """
+    scale: Spec = {"domain": list(y_domain), "nice": False} if y_domain else {"zero": False}
     y = {
         "field": "mean",
         "type": "quantitative",
-        "title": quantity if titled else None,
-        "scale": {"domain": list(y_domain), "nice": False} if y_domain else {"zero": False},
+        "title": quantity,
+        "scale": {**scale, **({"type": "log"} if log else {})},
         "axis": {
             "format": y_format,
-            **({"values": list(y_values)} if y_values else {"tickCount": 5}),
+            **({"values": list(y_values)} if y_values else {"tickCount": 4 if log else 5}),
+            **({"gridOpacity": DECADES} if log else {}),
         },
     }
     layers: list[Spec] = []
@@ -110,7 +149,9 @@ def point_chart(
         layers.append(_plateau(axis, plateau))
     layers += [layer for floor in floors for layer in _floor(axis, floor, y)]
     if reference is not None:
-        layers += _level(axis, y, *reference)
+        layers += _level(axis, y, *reference, "floor-line")
+    for level, label in published:
+        layers += _level(axis, y, level, label, "published")
     if axis.break_at is not None:
         layers.append(_values([{"at": axis.break_at}], _mark("rule", "slot"), {"x": _x("at")}))
     layers += _means(axis, means, y)
@@ -177,13 +218,13 @@ def _floor(axis: PointAxis, row: Row, y: Spec) -> list[Spec]:
     ]
 
 
-def _level(axis: PointAxis, y: Spec, level: float, label: str) -> list[Spec]:
+def _level(axis: PointAxis, y: Spec, level: float, label: str, style: str) -> list[Spec]:
     low, high = axis.domain
     row = {"at": low, "to": high, "mean": level, "label": label}
     return [
         _values(
             [row],
-            _mark("rule", "floor-line"),
+            _mark("rule", style),
             {"x": axis.encoding(), "x2": {"field": "to"}, "y": _y(y, "mean")},
         ),
         _values(
@@ -207,7 +248,12 @@ def _means(axis: PointAxis, means: Sequence[Row], y: Spec) -> list[Spec]:
     beyond_zero = [
         row for row in rows if axis.break_at is None or float(row["at"] or 0.0) > axis.break_at
     ]
-    spans = [row for row in rows if row["ci_low"] is not None]
+    low, high = y["scale"].get("domain", (-math.inf, math.inf))
+    spans = [
+        {**row, "low": max(row["ci_low"], low), "high": min(row["ci_high"], high)}
+        for row in rows
+        if row["ci_low"] is not None
+    ]
     encoding = {"x": axis.encoding(), "y": y}
     tooltip = [
         {"field": "name", "title": "point"},
@@ -217,9 +263,9 @@ def _means(axis: PointAxis, means: Sequence[Row], y: Spec) -> list[Spec]:
         {"field": "ci_method", "title": "interval"},
         {"field": "num_seeds", "title": "seeds"},
     ]
-    interval = {"x": axis.encoding(), "y": _y(y, "ci_low"), "y2": {"field": "ci_high"}}
+    interval = {"x": axis.encoding(), "y": _y(y, "low"), "y2": {"field": "high"}}
     return [
-        _values(beyond_zero, _mark("line", "trend"), encoding),
+        _values(beyond_zero if axis.ordered else [], _mark("line", "trend"), encoding),
         _values(spans, _mark("rule", "interval"), interval),
         _values(
             rows,
@@ -275,74 +321,64 @@ def _runs(axis: PointAxis, runs: Sequence[Row], y: Spec, quantity: str) -> Spec:
     return _values(rows, _mark("point", "run", filled=True), encoding)
 
 
-def thin(rows: Sequence[Row], limit: int = MAX_CURVE_POINTS) -> list[Row]:
-    """Every k-th row and the last, k the smallest that leaves at most about `limit`; no averaging."""
-    step = max(-(-len(rows) // limit), 1)
-    kept = list(rows[::step])
-    return kept if not rows or kept[-1] is rows[-1] else [*kept, rows[-1]]
+SEED_MARKS = {"healthy": "", "collapsed": " ▾", "diverged": " ✕"}
+MAX_LABELLED_SEEDS = 12
 
 
-def _drawable(value: float | None, log: bool) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not log)
-
-
-def curve_chart(
-    runs: Sequence[Row], names: Sequence[str], metric: str, title: str, log: bool
-) -> Spec:
-    """A training metric against the step, one line per run; pointing at a run dims the others.
+def seed_chart(names: Sequence[str], labels: dict[str, str], runs: Sequence[Row]) -> Spec:
+    """Success of every run as a matrix: a row per point, a column per seed, the rate written in the cell.
 
     Args:
-        runs: one per trial: name (of its point), run, state, rows of (step, metric).
-        names: of all points, in the order of their colours.
-        log: logarithmic y axis; values that are not above 0 cannot be drawn there and are left out.
+        names: of the points that have runs, from top to bottom.
+        labels: the name of each point.
+        runs: `stability` rows of single runs.
     """
-    values = []
-    for run in runs:
-        for row in thin([r for r in run["rows"] if _drawable(r[metric], log)]):
-            value = float(f"{row[metric]:.4g}")
-            key = {"id": f"{run['name']}, {run['run']}", "name": run["name"], "state": run["state"]}
-            values.append({"step": row["step"], "value": value, **key})
-    x = {
-        "field": "step",
-        "type": "quantitative",
-        "title": "optimiser step",
-        "axis": {"grid": False},
-    }
-    scale = {"type": "log", "nice": False} if log else {"zero": False}
-    number: Spec = {"format": ".2~g", "tickCount": 4}
-    if log:
-        decade = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 1e-6"
-        number["gridOpacity"] = {"condition": {"test": decade, "value": 1}, "value": 0}
-    y = {"field": "value", "type": "quantitative", "title": None, "scale": scale, "axis": number}
-    colour = {
-        "field": "name",
-        "type": "nominal",
-        "legend": None,
-        "scale": {"domain": list(names), "range": "ordinal"},
-    }
-    dash = {
-        "field": "state",
-        "type": "nominal",
-        "legend": None,
-        "scale": {"domain": list(STATES), "range": [list(dash) for dash in DASHES]},
-    }
-    shared = {"x": x, "y": y, "detail": {"field": "id"}}
-    shown = {"condition": {"param": "over", "value": 0.85}, "value": 0.12}
-    line = {
-        "mark": {"type": "line", "strokeWidth": 1.2},
-        "encoding": {**shared, "color": colour, "strokeDash": dash, "opacity": shown},
-    }
-    select = {"type": "point", "on": "pointerover", "clear": "pointerout", "fields": ["id"]}
-    tooltip = [
-        {"field": "id", "type": "nominal", "title": "run"},
-        {"field": "step", "type": "quantitative", "format": ",d"},
-        {"field": "value", "type": "quantitative", "title": title, "format": ".4~g"},
-        {"field": "state", "type": "nominal", "title": "latent space"},
+    seeds = sorted({_seed(row) for row in runs})
+    rows = [
+        {
+            "point": labels[row["point"]],
+            "seed": _seed(row),
+            "mean": row["mean"],
+            "state": state(row),
+            "label": f"{100 * row['mean']:.0f}{SEED_MARKS[state(row)]}",
+            "interval": percent_span(row),
+            "episodes": row["num_episodes"] or None,
+        }
+        for row in runs
     ]
-    # not `nearest`: Vega-Lite 6.4 reads a tooltip's text fields from the wrong datum there
-    hover = {
-        "params": [{"name": "over", "select": select}],
-        "mark": {"type": "point", "filled": True, "opacity": 0, "size": 80},
-        "encoding": {**shared, "tooltip": tooltip},
+    x = {
+        "field": "seed",
+        "type": "ordinal",
+        "title": "training seed",
+        "sort": seeds,
+        "axis": {"labelAngle": 0, "domain": False, "ticks": False, "labelOverlap": True},
     }
-    return {"data": {"values": values}, "layer": [line, hover]}
+    y = {
+        "field": "point",
+        "type": "ordinal",
+        "title": None,
+        "sort": list(names),
+        "axis": {"domain": False, "ticks": False, "labelLimit": 160},
+    }
+    tooltip = [
+        {"field": "point", "title": "point"},
+        {"field": "seed", "title": "seed"},
+        {"field": "mean", "title": "success", "format": PERCENT},
+        {"field": "interval", "title": "Wilson, this run only"},
+        {"field": "episodes", "title": "episodes"},
+        {"field": "state", "title": "latent space"},
+    ]
+    shade: Spec = {"field": "mean", "type": "quantitative", "legend": None}
+    shade["scale"] = {"domain": [0, 1], "range": [0.04, 0.55]}
+    cells: list[Spec] = [
+        {"mark": _mark("rect", "cell"), "encoding": {"fillOpacity": shade, "tooltip": tooltip}}
+    ]
+    if len(seeds) <= MAX_LABELLED_SEEDS:
+        cells.append(
+            {"mark": _mark("text", "cell-label"), "encoding": {"text": {"field": "label"}}}
+        )
+    return {"data": {"values": rows}, "encoding": {"x": x, "y": y}, "layer": cells}
+
+
+def _seed(row: Row) -> int:
+    return int(row["runs"].removeprefix("seed="))

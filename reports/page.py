@@ -12,12 +12,14 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup
 
-from reports import search, sections, text, views
-from reports.figures import Figure
-from reports.theme import chart_config, lam_colours, palette
+from reports import evaluation, next_run, prose, search, sections, stability, text, training, views
+from reports.figures import MAX_TABLE_ROWS, Figure
+from reports.success import answers, file_name, seeds_figure, success_figure, success_table
+from reports.theme import chart_config, css, page_config
 
 VEGA_LITE = "6.4"
 TEMPLATES = Path(__file__).parent / "templates"
+MAX_OPEN_TRIALS = 60
 Row = dict[str, Any]
 
 
@@ -29,13 +31,13 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         meta: the sweep's `sweep.json`; everything in it is optional.
     """
     worlds = views.worlds(tables, meta)
-    chapters = [_chapter(world, number) for number, world in enumerate(worlds)]
+    points = _points(tables)
+    lams = [lam for _, lam in points]
+    chapters = [
+        _chapter(world, number, points, meta, len(worlds)) for number, world in enumerate(worlds)
+    ]
     figures = [figure for chapter in chapters for figure in chapter["figures"]]
-    charts = {
-        "specs": {f.name: {"spec": f.page(), "canvas": f.curves} for f in figures},
-        "light": chart_config(False, _lams(tables)),
-        "dark": chart_config(True, _lams(tables)),
-    }
+    charts = {"config": page_config(lams), "figures": {f.name: f.page() for f in figures}}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -44,35 +46,33 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"cell": text.cell, "bound": text.bound}
     return environment.get_template("report.html.j2").render(
-        title=_title(meta),
-        question=meta.get("question") or "",
+        title=_title(meta, worlds),
+        question=meta.get("question") or "Is it stable, at which λ, and how do we know?",
         chapters=chapters,
         overview=sections.overview(worlds) if len(worlds) > 1 else [],
         provenance=sections.provenance(meta, tables),
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        citation=prose.citation(meta),
+        strategies=list(enumerate(search.WORDS.values())),
+        max_rows=MAX_TABLE_ROWS,
+        max_open_trials=MAX_OPEN_TRIALS,
+        css=Markup(css(lams) + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
         bundle=Markup(_bundle()),
         charts=Markup(_json(charts)),
-        states=zip(
-            ("healthy", "collapsed", "diverged"), palette(False)["states"], palette(True)["states"]
-        ),
-        strategies=[
-            {"name": name, "light": light, "dark": dark}
-            for name, light, dark in zip(
-                search.WORDS.values(), palette(False)["strategies"], palette(True)["strategies"]
-            )
-        ],
     )
 
 
 def figures_svg(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> dict[str, str]:
     """The page's charts as static pictures for papers and slides: file stem → SVG, light theme."""
-    config = chart_config(False, _lams(tables)) | {"background": "white"}
+    points = _points(tables)
+    config = chart_config(False, [lam for _, lam in points]) | {"background": "white"}
     config["font"] = "Arial, Helvetica, sans-serif"
     pictures = {}
-    for number, world in enumerate(views.worlds(tables, meta)):
-        for figure in _chapter(world, number)["figures"]:
+    found = views.worlds(tables, meta)
+    for number, world in enumerate(found):
+        for figure in _figures(world, number, points):
             spec = {**figure.static(), "config": config}
             pictures[figure.name] = _own_ids(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     return pictures
@@ -86,78 +86,111 @@ def _own_ids(svg: str) -> str:
     return re.sub(r"clip\d+", lambda match: ids[match.group()], svg)
 
 
-def _title(meta: Mapping[str, Any]) -> str:
+def _title(meta: Mapping[str, Any], worlds: list[views.World]) -> str:
     name = str(meta.get("name") or "sweep")
-    envs = dict.fromkeys(world["env"] for world in meta.get("worlds") or [])
-    place = [", ".join(text.world(env) for env in envs)] if envs else []
+    envs = dict.fromkeys(text.world(world.key["env"]) for world in worlds)
     profile = [f"{meta['profile']} profile"] if meta.get("profile") else []
-    return " · ".join([name, *place, *profile])
+    return " · ".join([name, *([", ".join(envs)] if envs else []), *profile])
 
 
-def _lams(tables: Mapping[str, pl.DataFrame]) -> list[float]:
-    """One entry per point, ascending in λ: what the curves' colours stand for."""
-    points = pl.concat([tables[name].select("point", "lam") for name in ("trials", "stability")])
-    return [float(lam) for lam in points.unique().drop_nulls().sort("lam", "point")["lam"]]
+def _points(tables: Mapping[str, pl.DataFrame]) -> list[tuple[str, float]]:
+    """Every point of the sweep with its λ (0 where it has none), ascending: what colours stand for."""
+    found = pl.concat([tables[name].select("point", "lam") for name in ("trials", "stability")])
+    rows = (
+        found.filter(pl.col("point").is_not_null()).unique().sort("lam", "point", nulls_last=True)
+    )
+    return [(str(point), 1.0 if lam is None else float(lam)) for point, lam in rows.iter_rows()]
 
 
-def _chapter(world: views.World, number: int) -> Row:
-    """Everything the template needs of one world."""
+def _groups(world: views.World, number: int, points: list[tuple[str, float]]) -> Row:
+    """The figures of a world by section."""
     prefix = f"w{number}-" if number else ""
     settings = views.settings(world)
-    charts = [
-        views.success_figure(world, setting, _file_name(prefix, setting), 330 if first else 260)
-        for first, setting in zip([True] + [False] * len(settings), settings)
-    ]
-    health = views.health_figures(world, f"{prefix}latents")
-    curves = views.curve_figures(world, f"{prefix}train")
-    lams = _lams(world.tables)
-    found = search.section(world, prefix)
-    simulated = [found["figure"]] if found["figure"] else []
+    main = world.main
+    seeds = seeds_figure(world, main, file_name(prefix, "seeds", main)) if main else None
+    found = search.simulated_figure(world, prefix)
+    return {
+        "success": [
+            success_figure(world, s, file_name(prefix, "success", s), 260 if i else 320)
+            for i, s in enumerate(settings)
+        ],
+        "seeds": [seeds] if seeds else [],
+        "health": training.health_figures(world, f"{prefix}latents"),
+        "curves": training.curve_figures(world, f"{prefix}train", [point for point, _ in points]),
+        "probing": evaluation.probe_figures(world, prefix),
+        "surprising": evaluation.surprise_figures(world, prefix),
+        "simulated": [found] if found else [],
+    }
+
+
+def _figures(world: views.World, number: int, points: list[tuple[str, float]]) -> list[Figure]:
+    return [figure for group in _groups(world, number, points).values() for figure in group]
+
+
+def _chapter(
+    world: views.World,
+    number: int,
+    points: list[tuple[str, float]],
+    meta: Mapping[str, Any],
+    num_worlds: int,
+) -> Row:
+    """Everything the template needs of one world."""
+    groups = _groups(world, number, points)
+    settings = views.settings(world)
+    finding = {
+        name: world.summary(f"finding_{name}").get("text") or ""
+        for name in ("latents", "curves", "probing", "surprise")
+    }
+    places = [point for point, _ in points]
+    trials = sections.trial_rows(world)
     return {
         "name": world.name,
+        "id": f"-{number + 1}" if number else "",
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",
         "certainty": world.summary("certainty").get("text") or "",
+        "answers": answers(world),
+        "limits": prose.limits(world),
         "missing": [
             row["text"]
             for row in (world.summary("trials_missing"), world.summary("cells_missing"))
             if row and row["value"]
         ],
-        "success_title": world.summary("finding_success").get("text") or "Planning success",
-        "latents_title": world.summary("finding_latents").get("text") or "",
-        "curves_title": world.summary("finding_curves").get("text") or "",
-        "probing_title": world.summary("finding_probing").get("text") or "",
-        "surprise_title": world.summary("finding_surprise").get("text") or "",
-        "success": charts,
-        "settings": [views.success_table(world, setting) for setting in settings],
-        "health": health,
-        "curves": curves,
-        "lams": [
-            {"name": slot.name, "light": light, "dark": dark}
-            for slot, light, dark in zip(
-                world.axis.slots, lam_colours(lams, False), lam_colours(lams, True)
-            )
-        ],
-        "probes": sections.probe_table(world),
-        "surprise": sections.surprise_table(world),
-        "examples": sections.examples(world),
-        "protocols": sections.protocol_table(world),
-        "collapse_rule": sections.collapse_rule(world),
-        "trials": sections.trial_rows(world),
+        "finding": finding,
+        "settings": [success_table(world, setting) for setting in settings],
+        "stable": [stability.stability_table(world, setting) for setting in settings],
+        "collapse_rule": stability.collapse_rule(world),
+        "lams": [(places.index(slot.point), slot.name) for slot in world.axis.slots],
+        "probes": evaluation.probe_table(world),
+        "surprise": evaluation.surprise_table(world),
+        "examples": evaluation.examples(world),
+        "variance": [next_run.variance_table(world, setting) for setting in settings],
+        "next": next_run.next_steps(world, meta, num_worlds),
+        "search": search.section(world),
+        "trials": trials,
+        "lost": [row for row in trials if row["status"] in sections.LOST],
         "failed_cells": sections.failed_cells(world),
-        "search": found,
-        "figures": [*charts, *health, *curves, *simulated],
+        "protocols": sections.protocol_table(world),
+        "methods": prose.methods(world),
+        "figures": [figure for group in groups.values() for figure in group],
+        **groups,
     }
-
-
-def _file_name(prefix: str, setting: Row) -> str:
-    words = "-".join(str(setting[name]) for name in views.SETTING if setting[name])
-    return prefix + "success-" + re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-")
 
 
 def _json(data: Any) -> str:
     """JSON that may stand inside a script element."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    written = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return written.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(data: Any) -> Any:
+    """The data with null for what is not a number."""
+    if isinstance(data, float):
+        return data if abs(data) < float("inf") else None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data
 
 
 @functools.cache

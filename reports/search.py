@@ -11,12 +11,11 @@ WORDS = {"grid": "grid", "random": "random", "bisect": "bisection", "tpe": "TPE"
 DASHES = ([6, 3], [2, 3], [1, 0], [9, 3, 2, 3])
 
 
-def section(world: World, prefix: str) -> Row:
+def section(world: World) -> Row:
     """Everything the template shows of a world's search; each part empty where there is none."""
     return {
         "verdict": world.summary("search_verdict").get("text") or "",
         "suggestions": suggestions(world),
-        "figure": simulated_figure(world, prefix),
         "costs": costs(world),
     }
 
@@ -57,7 +56,17 @@ def simulated_figure(world: World, prefix: str) -> Figure | None:
         "After one trial a search would take the only λ it has; one that ends early keeps its choice. "
         "Intervals, shown on pointing: 95 % Wilson."
     )
-    return Figure(f"{prefix}search-cost", finding["text"], caption, _share_spec(world), 260)
+    columns = ("point", "tau", "fraction", "ci_low", "ci_high")
+    rows = world.tables["profiles"].filter(pl.col("metric") == SHARE).sort("point", "tau")
+    return Figure(
+        f"{prefix}search-cost",
+        finding["text"],
+        caption,
+        _share_spec(world),
+        260,
+        columns,
+        tuple(rows.select(columns).iter_rows()),
+    )
 
 
 def _share_spec(world: World) -> Spec:

@@ -1,6 +1,5 @@
-"""The page's other tables: probes, surprise, trials, protocols, provenance; chosen and formatted rows."""
+"""The page's other tables: worlds at a glance, trials, protocols, provenance; chosen and formatted rows."""
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,59 +7,18 @@ from typing import Any
 import polars as pl
 
 from reports import text
-from reports.views import SETTING, Row, Tables, World
-
-
-def probe_table(world: World) -> Row:
-    """Probes: a row per target, layer and probe, a column per point."""
-    cells: dict[tuple[str, ...], dict[str, Row]] = {}
-    for metric in ("probe_r", "probe_mse"):
-        for row in world.rows("stability", metric=metric, runs="all"):
-            place = (row["target"], row["layer"], row["probe"])
-            cells.setdefault(place, {}).setdefault(row["point"], {})[metric] = row
-    best = world.summary("verdict") and world.summary("best_point", **_main(world)).get("point")
-    points = [slot.point for slot in world.axis.slots]
-    rows = []
-    above = ""
-    for key, found in sorted(cells.items()):
-        columns = []
-        for point in points:
-            r, mse = (found.get(point, {}).get(m) for m in ("probe_r", "probe_mse"))
-            columns.append(
-                {
-                    "best": point == best,
-                    "r": f"{r['mean']:.2f}".replace("-", "−") if r else text.DASH,
-                    "spread": f"± {r['std']:.2f}" if r and r["std"] is not None else "",
-                    "mse": f"{mse['mean']:.3f}" if mse else text.DASH,
-                }
-            )
-        rows.append({"key": key, "first": key[0] != above, "columns": columns})
-        above = key[0]
-    means = world.rows("stability", metric="probe_r", runs="all")
-    counts = world.tables["probing"].select("num_train", "num_test").unique().sort("num_train")
-    return {
-        "points": [{"name": slot.name, "best": slot.point == best} for slot in world.axis.slots],
-        "rows": rows,
-        "n": text.between([row["num_seeds"] for row in means], "seed"),
-        "frames": [
-            f"{train:,} training and {test:,} held-out frames" for train, test in counts.iter_rows()
-        ],
-    }
-
-
-def _main(world: World) -> Row:
-    verdict = world.summary("verdict")
-    return {name: verdict[name] for name in SETTING}
+from reports.stability import settings_of
+from reports.views import Row, Tables, World
 
 
 def overview(worlds: Sequence[World]) -> list[list[str]]:
     """Several worlds at a glance, a row each: the verdict's protocol, its floors, and what was learnt."""
     rows = []
     for world in worlds:
-        if not world.summary("best_point"):
-            rows.append([text.world(world.key["env"]), *[text.DASH] * 7])
+        main = world.main
+        if not main:
+            rows.append([_place(world), *[text.DASH] * 7])
             continue
-        main = _main(world)
         best, success = (world.summary(name, **main) for name in ("best_point", "best_success"))
         floors = {"protocol": main["protocol"]}
         random, oracle = (world.summary(f"floor_{name}", **floors) for name in ("random", "oracle"))
@@ -69,7 +27,7 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
         copying = world.rows("stability", metric="copy_ratio", **at)
         rows.append(
             [
-                text.world(world.key["env"]),
+                _place(world),
                 str(main["protocol"]),
                 str(best["text"]),
                 f"{text.percent(success['value'])} ({text.percent_span(success)})",
@@ -84,78 +42,8 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
     return rows
 
 
-def examples(world: World) -> Row:
-    """Planned episodes in pictures: the best point's first seed, the first pairs of its manifest."""
-    found = world.tables["examples"]
-    best = (
-        world.summary("best_point", **_main(world)).get("point")
-        if world.summary("best_point")
-        else None
-    )
-    found = found.filter(pl.col("point").eq_missing(pl.lit(best)))
-    if found.is_empty():
-        return {}
-    seed = found["seed"].min()
-    found = found.filter(pl.col("seed") == seed)
-    episodes = []
-    for pair in found["pair_id"].unique().sort():
-        rows = found.filter(pl.col("pair_id") == pair)
-        pictures = [_picture(row) for row in rows.sort("frame").iter_rows(named=True)]
-        first = rows.row(0, named=True)
-        episodes.append(
-            {
-                "name": f"pair {pair}: {'reached' if first['success'] else 'not reached'}",
-                "goal": next(p for p in pictures if p["kind"] == "goal"),
-                "path": [p for p in pictures if p["kind"] != "goal"],
-            }
-        )
-    row = found.row(0, named=True)
-    return {
-        "episodes": episodes,
-        "where": f"{world.axis.name(best or '')}, seed {row['seed']}, {row['protocol']} protocol, "
-        f"{str(row['planner']).upper()}, eval seed {row['eval_seed']}",
-    }
-
-
-def _picture(row: Row) -> Row:
-    """A stored picture as the page shows it, with its caption."""
-    data = base64.b64encode(row["png"]).decode()
-    words = {"start": "start", "goal": "goal"}.get(row["kind"], f"step {row['frame']}")
-    return {"kind": row["kind"], "words": words, "src": f"data:image/png;base64,{data}"}
-
-
-def surprise_table(world: World) -> list[Row]:
-    """Surprise against its control, per event and point."""
-    kinds = dict(
-        world.tables["surprise"].select("event", "kind").unique().sort("event").iter_rows()
-    )
-    rows = []
-    for ratio in world.rows("stability", metric="surprise_ratio", runs="all"):
-        at = {"point": ratio["point"], "event": ratio["event"], "runs": "all"}
-        level = world.rows("stability", metric="surprise", **at)
-        control = world.rows("stability", metric="surprise_control", **at)
-        tests = world.rows("comparison", point=ratio["point"], event=ratio["event"])
-        test = tests[0] if tests else None
-        rows.append(
-            {
-                "event": ratio["event"],
-                "kind": kinds.get(ratio["event"], ""),
-                "collapsed": bool(ratio["num_collapsed"]),
-                "cells": [
-                    world.axis.name(ratio["point"]),
-                    text.number(level[0]["mean"]) if level else text.DASH,
-                    text.number(control[0]["mean"]) if control else text.DASH,
-                    f"{ratio['mean']:.2f}",
-                    text.number_span(ratio),
-                    text.percent(test["p_improvement"]) if test else text.DASH,
-                    text.p_value(test["p_adjusted"]) if test else text.DASH,
-                    f"{test['n']} × {ratio['num_seeds']}"
-                    if test
-                    else f"{text.DASH} × {ratio['num_seeds']}",
-                ],
-            }
-        )
-    return sorted(rows, key=lambda row: str(row["event"]))
+def _place(world: World) -> str:
+    return f"{text.world(world.key['env'])} ({world.key['method']})"
 
 
 def trial_rows(world: World) -> list[Row]:
@@ -174,13 +62,16 @@ def trial_rows(world: World) -> list[Row]:
                     world.axis.name(row["point"] or ""),
                     row["seed"],
                     row["trial_id"],
-                    (row["checkpoint_hash"] or text.DASH)[:12],
+                    row["checkpoint_hash"] or text.DASH,
                     text.duration(row["wall_s"]),
                     text.number(row["peak_mem_gb"]) + " GB" if row["peak_mem_gb"] else text.DASH,
                 ],
             }
         )
     return sorted(rows, key=lambda row: rank.get(str(row["status"]), 9))
+
+
+LOST = ("failed", "diverged", "unavailable")
 
 
 def failed_cells(world: World) -> list[Row]:
@@ -203,7 +94,7 @@ def protocol_table(world: World) -> Row:
         }
         for key in keys
     ]
-    for name, words in _planner_words(_settings(world).get("planning") or {}):
+    for name, words in _planner_words(settings_of(world).get("planning") or {}):
         rows.append({"name": name, "cells": [words] * len(names)})
     floors = world.tables["stability"].filter(
         pl.col("method").is_null(), pl.col("metric") == "success"
@@ -325,22 +216,3 @@ def _version_words(value: Any) -> str:
     if isinstance(known, dict):
         return ", ".join(f"{library} {version}" for library, version in known.items())
     return str(known)
-
-
-def _settings(world: World) -> Row:
-    """The first evaluation settings of a world, as its config tells them."""
-    variants = world.meta.get("variants") or [{}]
-    settings: Row = variants[0].get("config", {})
-    return settings
-
-
-def collapse_rule(world: World) -> str:
-    """The rule by which a run counts as collapsed, as far as the sweep's settings tell it."""
-    latents = _settings(world).get("latents", {})
-    if "collapse_std" not in latents:
-        return ""
-    share = text.percent(latents["collapse_epps_pulley"])
-    return (
-        f"Collapsed: mean standard deviation below {latents['collapse_std']:g}, or Epps–Pulley distance "
-        f"above {share} of a point mass's. "
-    )

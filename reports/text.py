@@ -1,9 +1,12 @@
 """Numbers as a reader sees them; formats, never computes."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 Row = dict[str, Any]
 DASH = "–"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def percent(value: float | None) -> str:
@@ -80,3 +83,50 @@ def duration(seconds: float | None) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def cell(value: object) -> str:
+    """A value of a data table: numbers with four significant digits, a dash for none."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value, 4) if isinstance(value, float) else str(value)
+
+
+def sentence(words: str) -> str:
+    """The words with a capital, λ left as it is."""
+    return words if words.startswith("λ") else words[:1].upper() + words[1:]
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    items = list(parts)
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def size_in_points(value: float | None) -> str:
+    """A size of a rate in percentage points, without a sign; one decimal below ten."""
+    if value is None:
+        return DASH
+    return f"{100 * value:.1f}" if abs(value) < 0.0995 else f"{100 * value:.0f}"
+
+
+def size_span(row: Row) -> str:
+    """The interval of a size in percentage points."""
+    if row["ci_low"] is None:
+        return DASH
+    return f"{size_in_points(row['ci_low'])} to {size_in_points(row['ci_high'])}"
+
+
+def chance(value: float) -> str:
+    """A probability from draws; the ends are bounds, not certainties."""
+    if value < 0.005:
+        return "< 1 %"
+    return "> 99 %" if value > 0.995 else f"{100 * value:.0f} %"
+
+
+def bound(words: str) -> str:
+    """The words with numbers bound to their signs and units, so that no line breaks between them."""
+    words = re.sub(r"(?<=[λ=<>pnr±]) (?=[=<>±\d])", NO_BREAK, words)
+    return re.sub(r"(?<=\d) (?=%|points?\b|seeds?\b|×)", NO_BREAK, words)

@@ -86,6 +86,20 @@ class Page:
         urls = [params["request"]["url"] for params in sent]
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 
+    def frame(self, timeout_s: float = 30.0) -> "Page":
+        """The document of the page's one frame that is isolated from it."""
+        end = time.monotonic() + timeout_s
+        while True:
+            targets = self._pipe.call("Target.getTargets", {})[0]["targetInfos"]
+            frames = [t["targetId"] for t in targets if t["type"] == "iframe"]
+            if frames:
+                wanted = {"targetId": frames[0], "flatten": True}
+                return Page(
+                    self._pipe, self._pipe.call("Target.attachToTarget", wanted)[0]["sessionId"]
+                )
+            assert time.monotonic() < end, f"no frame within {timeout_s:.0f} s"
+            time.sleep(0.2)
+
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Writes a PNG of the window, or of the whole page."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=whole)

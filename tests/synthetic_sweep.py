@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2)
 RATE = {0.0: 0.04, 0.03: 0.55, 0.1: 0.88, 0.3: 0.83, 1.0: 0.45}
 FLOOR = {"random": 0.05, "zero": 0.02, "oracle": 0.97}
 VAL_LOSS = {0.0: 0.0002, 0.03: 0.02, 0.1: 0.034, 0.3: 0.11, 1.0: 0.35}
+PROBE_R = {0.0: 0.73, 0.03: 0.85, 0.1: 0.96, 0.3: 0.95, 1.0: 0.8}
 Row = dict[str, Any]
 
 PROTOCOL = {
@@ -110,6 +111,14 @@ def make_tables(
     return {name: sort_rows(make_frame(found, SCHEMAS[name])) for name, found in rows.items()}
 
 
+def _at(table: dict[float, float], lam: float) -> float:
+    """The table's value, between its λ > 0 interpolated in log λ."""
+    if lam in table:
+        return table[lam]
+    known = [x for x in table if x > 0]
+    return float(np.interp(np.log(lam), np.log(known), [table[x] for x in known]))
+
+
 def _keys(lam: float, seed: int) -> Row:
     keys = {"method": "lewm", "env": "two_room", "profile": "quick", "lam": lam, "seed": seed}
     return {**keys, "trial_id": f"{round(lam * 1e4):06x}{seed:06x}", "point": f"loss.lam={lam}"}
@@ -150,7 +159,7 @@ def _curve(keys: Row, lam: float, rng: np.random.Generator, steps: int, total: i
     rows = []
     for step in range(1, steps + 1):
         fall = np.exp(-step / (0.12 * total))
-        pred = VAL_LOSS[lam] * 0.95 + 0.9 * fall * np.exp(rng.normal(0, 0.15))
+        pred = _at(VAL_LOSS, lam) * 0.95 + 0.9 * fall * np.exp(rng.normal(0, 0.15))
         sigreg = (12.9 if lam < 0.02 else 1.6 + 11 * fall) * np.exp(rng.normal(0, 0.05))
         row = {**keys, "step": step, "pred_loss": pred, "sigreg_loss": sigreg}
         row |= {
@@ -159,7 +168,7 @@ def _curve(keys: Row, lam: float, rng: np.random.Generator, steps: int, total: i
             "lr": 1e-3 * (1 - step / total),
         }
         if step % max(total // 4, 1) == 0:
-            row["val_pred_loss"] = VAL_LOSS[lam] * np.exp(rng.normal(0, 0.08)) + 0.8 * fall
+            row["val_pred_loss"] = _at(VAL_LOSS, lam) * np.exp(rng.normal(0, 0.08)) + 0.8 * fall
             row["mean_std"] = 0.01 if lam == 0 else 0.9 * (1 - fall)
         rows.append(row)
     if steps < total:
@@ -184,7 +193,7 @@ def _latents(keys: Row, lam: float, rng: np.random.Generator) -> list[Row]:
 def _episodes(keys: Row, lam: float, rng: np.random.Generator, num_pairs: int) -> list[Row]:
     rows = []
     for protocol, bonus in (("paper", 0.08), ("strict", 0.0)):
-        rate = float(np.clip(RATE[lam] + bonus + rng.normal(0, 0.05), 0, 1))
+        rate = float(np.clip(_at(RATE, lam) + bonus + rng.normal(0, 0.05), 0, 1))
         wins = rng.random(num_pairs) < rate
         if protocol == "strict" and lam == 0:
             wins[:] = False
@@ -224,7 +233,7 @@ def _floors(num_pairs: int) -> list[Row]:
 
 
 def _probes(keys: Row, lam: float, rng: np.random.Generator) -> list[Row]:
-    quality = {0.0: 0.73, 0.03: 0.85, 0.1: 0.96, 0.3: 0.95, 1.0: 0.8}[lam]
+    quality = _at(PROBE_R, lam)
     rows = []
     for dim in (0, 1):
         for layer in ("encoder", "projected"):
@@ -237,7 +246,7 @@ def _probes(keys: Row, lam: float, rng: np.random.Generator) -> list[Row]:
 
 
 def _surprise(keys: Row, lam: float, rng: np.random.Generator) -> list[Row]:
-    level = VAL_LOSS[lam]
+    level = _at(VAL_LOSS, lam)
     rows = []
     for clip in range(64):
         control = level * np.exp(rng.normal(0, 0.5))

@@ -1,7 +1,7 @@
 """Evaluation stages: each takes a trained trial and one resolved config, and returns rows.
 
 To add one: write `pipeline/stages/<name>.py` with `run(trial, config) -> frame`, its schema in
-`pipeline/tables.py`, and its line in `STAGES`. A stage writes nothing. The registry imports no torch, so
+`pipeline/tables/schemas.py`, and its line in `STAGES`. A stage writes nothing. The registry imports no torch, so
 that reports can be made without it; what stages share of a trial in memory is in `loaded.py`.
 """
 

@@ -23,6 +23,8 @@ from pipeline.stats.compare import (
     holm,
     paired_t,
     paired_two_way,
+    unpaired,
+    unpaired_two_way,
 )
 from pipeline.stats.intervals import Interval, exact, rate_interval, t_interval, wilson
 from pipeline.stats.plateau import (
@@ -69,6 +71,8 @@ __all__ = [
     "std",
     "stratified_bootstrap",
     "t_interval",
+    "unpaired",
+    "unpaired_two_way",
     "wilson",
     "within_margin",
 ]

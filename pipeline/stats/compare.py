@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as distributions
 
-from pipeline.stats.intervals import Array, Interval, TwoWayError, clipped
+from pipeline.stats.intervals import Array, Interval, TwoWayError, clipped, tail_beyond
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,82 @@ def paired_two_way(
     p_value = min(1.0, 2 * error.upper_tail(abs(diff)))
     interval = clipped(diff - half, diff + half, bounds)
     return Comparison(diff, interval, p_value, equivalence, len(values))
+
+
+def unpaired(
+    x: Sequence[float] | Array,
+    y: Sequence[float] | Array,
+    margin: float | None = None,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Mean of x less mean of y, independent samples of unequal spread (Welch 1947, Biometrika 34).
+
+    Args:
+        x, y: one number per unit (seed), at least one each.
+        margin: equivalence margin (two one-sided tests); None for no such test.
+
+    Returns:
+        n is the smaller of both numbers of units; no interval or p-value where one side has a single
+        unit, nor where nothing varies.
+    """
+    sides = [np.asarray(side, np.float64) for side in (x, y)]
+    diff, n = float(sides[0].mean() - sides[1].mean()), min(map(len, sides))
+    parts = [float(np.var(side, ddof=1)) / len(side) if n >= 2 else 0.0 for side in sides]
+    if sum(parts) < 1e-18:
+        return Comparison(diff, None, None, None, n)
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True)
+    )
+    t, error = distributions.t(freedom), math.sqrt(sum(parts))
+    half = float(t.ppf(0.5 + confidence / 2)) * error
+    equivalence = None if margin is None else float(t.sf((margin - abs(diff)) / error))
+    p_value = 2 * float(t.sf(abs(diff) / error))
+    return Comparison(diff, Interval(diff - half, diff + half), p_value, equivalence, n)
+
+
+def unpaired_two_way(
+    x_SP: Array,
+    y_SP: Array,
+    same_pairs: bool,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> Comparison:
+    """Mean of x less mean of y, other seeds on each side, for new seeds and new pairs.
+
+    As `TwoWayError`: the squared half-width is the sum of the squared t half-widths of what varies, here
+    the seed means of either side and the pair means of either side, or of their differences where both
+    sides were planned on the same pairs.
+
+    Args:
+        x_SP, y_SP: (S seeds, P pairs), complete; as many pairs on both sides if `same_pairs`.
+        margin: equivalence margin (two one-sided tests); None for no such test.
+        bounds: the differences' range, e.g. (-1, 1) for rates; the interval is clipped to it.
+
+    Returns:
+        n is the smaller number of seeds; no interval or p-value where one side has fewer than two seeds
+        or pairs, nor where nothing varies.
+    """
+    sides = [np.asarray(side, np.float64) for side in (x_SP, y_SP)]
+    diff, n = float(sides[0].mean() - sides[1].mean()), min(map(len, sides))
+    if min(size for side in sides for size in side.shape) < 2:
+        return Comparison(diff, None, None, None, n)
+    pairs = [side.mean(axis=0) for side in sides]
+    varying = [side.mean(axis=1) for side in sides]
+    varying += [pairs[0] - pairs[1]] if same_pairs else pairs
+    parts = [(float(np.var(means, ddof=1)) / len(means), len(means) - 1) for means in varying]
+    if sum(part for part, _ in parts) < 1e-18:
+        return Comparison(diff, None, None, None, n)
+
+    def half_width(tail: float) -> float:
+        squares = (part * float(distributions.t.isf(tail, freedom)) ** 2 for part, freedom in parts)
+        return math.sqrt(sum(squares))
+
+    half = half_width((1 - confidence) / 2)
+    equivalence = None if margin is None else tail_beyond(margin - abs(diff), half_width)
+    p_value = min(1.0, 2 * tail_beyond(abs(diff), half_width))
+    interval = clipped(diff - half, diff + half, bounds)
+    return Comparison(diff, interval, p_value, equivalence, n)
 
 
 def against_value(

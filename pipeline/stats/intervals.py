@@ -1,7 +1,7 @@
 """Confidence intervals of rates and means."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +57,10 @@ def exact(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
     """
     if n == 0:
         return None
-    found = distributions.binomtest(successes, n).proportion_ci(confidence, method="exact")
-    return Interval(float(found.low), float(found.high))
+    tail, beta = (1 - confidence) / 2, distributions.beta
+    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
+    high = float(beta.isf(tail, successes + 1, n - successes)) if successes < n else 1.0
+    return Interval(low, high)
 
 
 def t_interval(
@@ -127,13 +129,22 @@ class TwoWayError:
 
     def upper_tail(self, distance: float) -> float:
         """One-sided p-value of a distance from the mean: where the interval's end would just reach it."""
-        if distance <= 0:
-            return 1 - self.upper_tail(-distance) if distance < 0 else 0.5
-        low, high = math.log(1e-12), math.log(0.5)
-        if self.half_width(math.exp(low)) <= distance:
-            return math.exp(low)
-        root = brentq(lambda log: self.half_width(math.exp(log)) - distance, low, high, xtol=1e-10)
-        return math.exp(float(root))
+        return tail_beyond(distance, self.half_width)
+
+
+def tail_beyond(distance: float, half_width: Callable[[float], float]) -> float:
+    """The upper tail whose half-width is the distance: the interval read backwards, at least 1e-12.
+
+    Args:
+        half_width: of the interval that leaves a given tail above it; falls with the tail.
+    """
+    if distance <= 0:
+        return 1 - tail_beyond(-distance, half_width) if distance < 0 else 0.5
+    low, high = math.log(1e-12), math.log(0.5)
+    if half_width(math.exp(low)) <= distance:
+        return math.exp(low)
+    root = brentq(lambda log: half_width(math.exp(log)) - distance, low, high, xtol=1e-10)
+    return math.exp(float(root))
 
 
 def rate_interval(successes_SP: Array, confidence: float = 0.95) -> Interval | None:

@@ -1,5 +1,6 @@
 """The λ plateau, the best point and what is lost if it is not the best."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,10 +122,18 @@ def plateau_ends(
     Returns:
         None without any λ > 0.
     """
-    found = [plateau(lams, column.tolist(), margin) for column in draws.T]
-    ends = np.array([(one.low, one.high) for one in found if one is not None])
-    if not len(ends):
+    order = [index for index in np.argsort(lams) if lams[index] > 0]
+    if not order:
         return None
+    tested, values = np.asarray(lams, np.float64)[order], draws[order]
+    near = values >= values.max(axis=0) - margin - 1e-12
+    widest, ends = np.full(draws.shape[1], -1.0), np.zeros((draws.shape[1], 2))
+    for first, last in itertools.combinations_with_replacement(range(len(order)), 2):
+        width = math.log(tested[last] / tested[first])
+        rank = width + 1e-9 * values[first : last + 1].max(axis=0)  # as `plateau` breaks ties
+        wins = near[first : last + 1].all(axis=0) & (rank > widest)
+        widest = np.where(wins, rank, widest)
+        ends[wins] = tested[first], tested[last]
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = np.quantile(ends, tails, axis=0, method="nearest").T
     return Interval(*map(float, low)), Interval(*map(float, high))

@@ -54,35 +54,6 @@ def test_t_interval_covers_at_its_rate(num_seeds: int) -> None:
     assert covered == pytest.approx(0.95, abs=0.012)
 
 
-def test_pooled_wilson_undercovers_across_seeds_where_t_does_not() -> None:
-    """Why the report's intervals are over seeds: seeds with differing rates break pooling."""
-    rng = np.random.default_rng(1)
-    pooled = over_seeds = 0
-    for _ in range(1500):
-        rates = rng.beta(7, 3, 5)
-        counts = rng.binomial(60, rates)
-        wilson = stats.wilson(int(counts.sum()), 300)
-        student = stats.t_interval(counts / 60, bounds=(0.0, 1.0))
-        assert wilson is not None
-        pooled += wilson.low <= 0.7 <= wilson.high
-        over_seeds += student is not None and student.low <= 0.7 <= student.high
-    assert pooled / 1500 < 0.75
-    assert over_seeds / 1500 > 0.92
-
-
-@pytest.mark.parametrize(("seed_std", "num_seeds"), [(0.0, 3), (0.1, 3), (0.1, 5), (0.3, 3)])
-def test_two_way_interval_covers_at_least_at_its_rate(seed_std: float, num_seeds: int) -> None:
-    rng = np.random.default_rng(2)
-    covered, rounds = 0, 1500
-    for _ in range(rounds):
-        noise = rng.normal(0, 0.5, (num_seeds, 40))
-        pairs, seeds = rng.normal(0, 0.4, 40), rng.normal(0, seed_std, num_seeds)
-        result = stats.paired_two_way(0.2 + noise + pairs + seeds[:, None])
-        assert result.interval is not None
-        covered += result.interval.low <= 0.2 <= result.interval.high
-    assert covered / rounds > 0.935
-
-
 def test_paired_t_equals_scipy_and_holds_its_level() -> None:
     rng = np.random.default_rng(3)
     x, y = rng.normal(0, 1, (2, 30))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import norm, t
+from scipy.stats import binomtest, norm, t
 
 from pipeline import stats
 
@@ -96,12 +96,9 @@ def test_equivalence_against_a_published_value_keeps_its_error_rate():
 
 @pytest.mark.parametrize(("successes", "n"), product((0, 1, 3), (3, 10)))
 def test_exact_interval_is_clopper_pearson(successes, n):
-    from scipy.stats import beta
-
+    found = binomtest(successes, n).proportion_ci(method="exact")
     interval = stats.exact(successes, n)
-    low = beta.ppf(0.025, successes, n - successes + 1) if successes else 0.0
-    high = beta.ppf(0.975, successes + 1, n - successes) if successes < n else 1.0
-    assert (interval.low, interval.high) == pytest.approx((low, high))
+    assert (interval.low, interval.high) == pytest.approx((found.low, found.high))
     assert stats.exact(0, 0) is None
 
 
@@ -212,6 +209,15 @@ def test_plateau_ends_follow_the_draws_and_slopes_are_per_decade():
     draws = np.array([[0.2, 0.9], [0.9, 0.9], [0.85, 0.3]])
     low, high = stats.plateau_ends(lams, draws, 0.1)
     assert (low.low, low.high, high.low, high.high) == (0.01, 0.1, 0.1, 1.0)
+    rng = np.random.default_rng(1)
+    many = [0.0, 3.0, 0.01, 0.1, 1.0, 0.3]
+    values = rng.uniform(0, 1, (6, 300))
+    one_by_one = [stats.plateau(many, column, 0.4) for column in values.T]
+    low, high = stats.plateau_ends(many, values, 0.4, confidence=0.5)
+    for end, name in ((low, "low"), (high, "high")):
+        ends = [getattr(one, name) for one in one_by_one]
+        assert (end.low, end.high) == tuple(np.quantile(ends, [0.25, 0.75], method="nearest"))
+    assert stats.plateau_ends([0.0], values[:1], 0.4) is None
     found = stats.plateau(lams, [0.2, 0.9, 0.85], 0.1)
     below, above = stats.outer_slopes(lams, [0.2, 0.9, 0.85], found)
     assert below == pytest.approx(0.7) and above is None

@@ -6,6 +6,9 @@ import pytest
 
 from pipeline import tables
 from pipeline.storage import Storage
+from pipeline.tables import columns
+
+ROOT = Path(__file__).parents[2]
 
 KEYS = {
     "trial_id": "a1",
@@ -145,3 +148,131 @@ def test_same_tables_sees_values_and_forgives_volatile_columns(tmp_path: Path) -
     tables.write_table(b, "trials", tables.make_frame([row, {**row, "seed": 1}], schema))
     tables.write_table(b, "latents", tables.consolidate([(KEYS, latents())], "latents"))
     assert tables.same_tables(a, b) == [f"latents: only in {b}", "trials: 1 rows against 2"]
+
+
+def version_one(sweep: Path) -> Path:
+    """The latents of a sweep as version 1 wrote them: without two of today's columns."""
+    frame = tables.consolidate([(KEYS, latents())], "latents").drop("pred_error", "copy_error")
+    content = tables.encode(frame, dict(frame.schema), version=1)
+    Storage(sweep).write_bytes(tables.table_key("latents"), content)
+    return sweep / tables.table_key("latents")
+
+
+def test_an_older_table_is_read_with_nulls_for_what_it_lacks(tmp_path: Path) -> None:
+    version_one(tmp_path)
+    read, scanned = tables.read_table(tmp_path, "latents"), tables.scan(tmp_path, "latents")
+    assert read.schema == scanned.collect_schema() == tables.SCHEMAS["latents"]
+    assert read["pred_error"].to_list() == [None, None] and 0.9 in read["mean_std"]
+    assert scanned.select("copy_error", "layer").collect().height == 2
+    with pytest.raises(tables.BrokenTable, match="schema version 1, not 2"):
+        tables.check_table(tmp_path, "latents")
+    with pytest.raises(tables.BrokenTable, match="schema version 1, not 2"):
+        tables.read_part(Storage(tmp_path), tables.table_key("latents"))
+
+
+def test_every_added_column_is_one_of_its_table() -> None:
+    for version, added in tables.schemas.ADDED.items():
+        for table, names in added.items():
+            assert 1 < version <= tables.current_version(table)
+            assert set(names) <= set(tables.SCHEMAS[table])
+
+
+def test_a_newer_table_is_refused_in_one_line(tmp_path: Path) -> None:
+    frame = tables.consolidate([(KEYS, latents())], "latents")
+    content = tables.encode(frame, tables.SCHEMAS["latents"], version=99)
+    Storage(tmp_path).write_bytes(tables.table_key("latents"), content)
+    for read in (tables.read_table, tables.scan, tables.check_table):
+        with pytest.raises(ValueError, match="newer version") as error:
+            read(tmp_path, "latents")
+        assert "\n" not in str(error.value) and not isinstance(error.value, tables.BrokenTable)
+        assert "schema version 99" in str(error.value) and "latents.parquet" in str(error.value)
+
+
+def test_the_judgement_has_a_version_of_its_own(tmp_path: Path) -> None:
+    row = {"quantity": "verdict", "text": "Yes."}
+    frame = tables.make_frame([row], tables.SCHEMAS["summary"])
+    tables.write_table(tmp_path, "summary", frame)
+    tables.check_table(tmp_path, "summary")
+    key = tables.table_key("summary")
+    Storage(tmp_path).write_bytes(key, tables.encode(frame, tables.SCHEMAS["summary"], version=2))
+    assert tables.read_table(tmp_path, "summary")["text"].to_list() == ["Yes."]
+    with pytest.raises(tables.BrokenTable, match="schema version 2, not 3"):
+        tables.check_table(tmp_path, "summary")
+
+
+def test_scan_finds_sweeps_by_path_and_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "sweeps" / "lambda-two_room-quick"
+    frame = tables.consolidate([(KEYS, latents())], "latents")
+    tables.write_table(folder, "latents", frame)
+    for given in (folder, str(folder), Storage(folder)):
+        assert tables.scan(given, "latents").collect().equals(frame)
+    named = tables.scan("lambda", "latents", storage=tmp_path)
+    assert isinstance(named, pl.LazyFrame) and named.collect().equals(frame)
+    assert tables.scan(folder, "planning").collect_schema() == tables.SCHEMAS["planning"]
+    assert tables.scan(folder, "planning").collect().is_empty()
+
+
+def test_scan_reads_only_the_columns_asked_for(tmp_path: Path) -> None:
+    tables.write_table(tmp_path, "latents", tables.consolidate([(KEYS, latents())], "latents"))
+    plan = tables.scan(tmp_path, "latents").filter(pl.col("layer") == "projected").select("lam")
+    assert "PROJECT 2/" in plan.explain() and plan.collect()["lam"].to_list() == [0.1]
+
+
+def test_scan_out_of_a_bucket_reads_the_whole_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_one(tmp_path)
+    whole = tables.read_table(tmp_path, "latents")
+    monkeypatch.setattr(Storage, "is_local", property(lambda storage: False))
+    assert tables.scan(Storage(tmp_path), "latents").collect().equals(whole)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "table", "said"),
+    [
+        (
+            "lambda",
+            "planing",
+            r"unknown table 'planing' \(did you mean 'planning'\?\); known: trials",
+        ),
+        ("lamda", "planning", r"no sweep 'lamda' \(did you mean 'lambda-two_room-quick'\?\)"),
+        ("none/at/all", "planning", "no sweep in .*none/at/all"),
+        (Path("nowhere"), "planning", "no sweep in .*nowhere: there is no such folder"),
+    ],
+)
+def test_scan_of_what_is_not_there_is_one_line(
+    tmp_path: Path, sweep: str | Path, table: str, said: str
+) -> None:
+    (tmp_path / "sweeps" / "lambda-two_room-quick").mkdir(parents=True)
+    with pytest.raises(ValueError, match=said) as error:
+        tables.scan(sweep, table, storage=tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_scan_of_a_torn_table_says_so(tmp_path: Path) -> None:
+    path = version_one(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(tables.BrokenTable, match=r"latents\.parquet is not a whole"):
+        tables.scan(tmp_path, "latents")
+
+
+def test_a_table_of_other_columns_is_broken(tmp_path: Path) -> None:
+    frame = tables.consolidate([(KEYS, latents())], "latents").rename({"isotropy": "other"})
+    content = tables.encode(frame, dict(frame.schema))
+    Storage(tmp_path).write_bytes(tables.table_key("latents"), content)
+    for read in (tables.read_table, tables.check_table):
+        with pytest.raises(tables.BrokenTable, match=r"latents\.parquet: .*missing \['isotropy'\]"):
+            read(tmp_path, "latents")
+
+
+def test_every_column_is_described_and_nothing_else() -> None:
+    known = {name for schema in tables.SCHEMAS.values() for name in schema}
+    assert set(columns.COLUMNS) == known and set(columns.ROWS) == set(tables.SCHEMAS)
+    assert all(column in tables.SCHEMAS[table] for table, column in columns.MEANT_HERE)
+    seconds = {name for name in known if name.endswith("_s") and name != "frames_per_s"}
+    assert all(columns.COLUMNS[name].endswith(", s") for name in seconds)
+
+
+def test_the_page_of_tables_is_current() -> None:
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert page == columns.page(), "run: python -m pipeline.tables > docs/tables.md"

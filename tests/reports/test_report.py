@@ -19,13 +19,14 @@ from pipeline import report
 from pipeline.stages import stability
 from pipeline.storage import Storage
 from pipeline.survey import find_sweep
-from pipeline.tables import SCHEMAS, write_table
-from reports import figures, text
+from pipeline.tables import SCHEMAS, make_frame, write_table
+from reports import curves, next_run, prose, text, theme
 from reports.axis import make_axis
 from reports.page import figures_svg, render
 
 ROOT = Path(__file__).parents[2]
 Frames = dict[str, pl.DataFrame]
+EVERY = tuple((lam, seed) for lam in LAMS for seed in (0, 1, 2))
 
 
 def judged(tables: Frames) -> Frames:
@@ -49,10 +50,18 @@ def page(tables: Frames) -> str:
     return render(tables, META)
 
 
+def charts(page: str) -> dict[str, Any]:
+    """The page's figures as its script reads them."""
+    found = re.search(r'id="charts">(.*?)</script>', page, re.S)
+    assert found is not None
+    figures: dict[str, Any] = json.loads(found.group(1))["figures"]
+    return figures
+
+
 class _Text(HTMLParser):
     """Visible text, and the tags left open."""
 
-    VOID = frozenset({"meta", "br", "link"})
+    VOID = frozenset({"meta", "br", "link", "img"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,9 +124,8 @@ def test_failed_and_diverged_trials_are_listed_and_escaped(page: str) -> None:
     assert "RuntimeError: <a made-up> failure & its message" in words
     assert "RuntimeError: &lt;a made-up&gt; failure &amp; its message" in page
     assert "not finite at step 133" in words
-    assert words.index("failed", words.index("Trials point")) < words.index(
-        "done", words.index("Trials point")
-    )
+    lost = words[words.index("Failed and diverged") : words.index("All 15 trials")]
+    assert lost.count("λ = ") == 2 and " done " not in lost
 
 
 def test_protocols_show_rules_sizes_and_floors(page: str) -> None:
@@ -132,17 +140,64 @@ def test_protocols_show_rules_sizes_and_floors(page: str) -> None:
 
 
 def test_every_seed_is_a_dot_and_a_line(page: str) -> None:
-    found = re.search(r'id="charts">(.*?)</script>', page, re.S)
-    assert found is not None
-    specs = json.loads(found.group(1))["specs"]
-    dots = specs["success-strict-cem"]["spec"]["layer"][-1]["data"]["values"]
+    found = charts(page)
+    dots = found["success-strict-cem"]["spec"]["layer"][-1]["data"]["values"]
     assert len(dots) == 14  # 15 trials, one failed
     assert sorted({dot["state"] for dot in dots}) == ["collapsed", "diverged", "healthy"]
     assert sum(dot["state"] == "collapsed" for dot in dots) == 4
-    lines = {row["id"] for row in specs["train-curve-pred_loss"]["spec"]["data"]["values"]}
-    assert len(lines) == 14
+    assert len({line[0] for line in found["train-curve-pred_loss"]["curves"]["lines"]}) == 14
     for name in ("mean_std", "effective_rank", "epps_pulley", "straightness"):
-        assert f"latents-{name}" in specs
+        assert f"latents-{name}" in found
+
+
+def test_every_figure_has_its_words_its_table_and_its_data(page: str) -> None:
+    found = charts(page)
+    shown = re.findall(r'<figure class="plot" id="figure-([^"]+)">(.*?)</figure>', page, re.S)
+    assert [name for name, _ in shown] == list(found)
+    for name, markup in shown:
+        title = re.search(r'class="figure-title">(.*?)<', markup)
+        caption = re.search(r"<figcaption>\s*<p>(.*?)</p>", markup, re.S)
+        assert title and any(sign.isdigit() for sign in title.group(1)), name
+        assert caption and re.search(r"\d+\s(seed|run|pair|episode)", caption.group(1)), name
+        assert "<table>" in markup and f'data-csv="{name}"' in markup, name
+        assert f'data-svg="{name}"' in markup, name
+        figure = found[name]
+        assert len(figure["columns"]) == len(figure["rows"][0]), name
+        titles = axis_titles(figure["spec"])
+        assert {"x", "y"} <= set(titles) or name.startswith("seeds"), (name, titles)
+
+
+def axis_titles(part: Any) -> dict[str, str]:
+    """Titles of the x and y channels anywhere in a spec."""
+    titles: dict[str, str] = {}
+    if isinstance(part, dict):
+        for channel, inner in part.items():
+            if channel in ("x", "y") and isinstance(inner, dict) and inner.get("title"):
+                titles[channel] = inner["title"]
+            titles |= axis_titles(inner)
+    if isinstance(part, list):
+        for inner in part:
+            titles |= axis_titles(inner)
+    return titles
+
+
+def test_the_four_questions_are_answered_before_the_first_figure(page: str, tables: Frames) -> None:
+    words = visible(page)
+    floor = tables["summary"].filter(quantity="floor_random", protocol="strict")["value"][0]
+    first = words[: words.index("healthy run")]
+    for question in (
+        "Which λ? λ = 0.1",
+        "How sure?",
+        f"Against what? random {floor:.0%}".replace("%", " %"),
+        "What next?",
+    ):
+        assert question in first
+    assert page.count("<main") == 1 and page.index("<h1") < page.index("<h2")
+    levels = [int(level) for level in re.findall(r"<h(\d)", page)]
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) and not any(re.search(r"\s", name) for name in ids)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
 
 
 def test_same_tables_same_bytes(page: str, tables: Frames) -> None:
@@ -208,11 +263,158 @@ def test_zero_has_its_own_slot_beside_the_log_axis() -> None:
 
 
 def test_thinning_keeps_the_last_point_and_averages_nothing() -> None:
-    rows = [{"step": step} for step in range(1, 1002)]
-    kept = figures.thin(rows, 200)
-    assert len(kept) <= 201 and kept[-1] == rows[-1] and kept[0] == rows[0]
-    assert {b["step"] - a["step"] for a, b in itertools.pairwise(kept[:-1])} == {6}
-    assert figures.thin(rows[:50], 200) == rows[:50] and figures.thin([]) == []
+    frame = pl.DataFrame(
+        {"trial_id": ["a"] * 1001 + ["b"] * 7, "step": [*range(1, 1002), *range(7)]}
+    )
+    kept = curves.thin(frame, 200).partition_by("trial_id", as_dict=True)
+    steps = kept[("a",)]["step"].to_list()
+    assert len(steps) <= 201 and steps[0] == 1 and steps[-1] == 1001
+    assert {b - a for a, b in itertools.pairwise(steps[:-1])} == {6}
+    assert kept[("b",)]["step"].to_list() == list(range(7))
+    assert [curves.point_limit(n) for n in (1, 100, 1000, 5000)] == [200, 200, 20, 20]
+
+
+def test_packed_curves_hold_what_is_drawn() -> None:
+    lines = (
+        curves.Curve("λ = 1, seed 0", "aa", "λ = 1", "healthy", (1, 2, 3), (0.5, 0.25, 0.125)),
+        curves.Curve("λ = 1, seed 1", "bb", "λ = 1", "diverged", (1, 2), (0.5, 9.0)),
+    )
+    packed = json.loads(json.dumps(curves.Curves(lines).packed()))
+    unpacked = [
+        {"step": step, "value": value, "id": run, "trial": trial, "name": name, "state": fate}
+        for run, trial, name, fate, series, values in packed["lines"]
+        for step, value in zip(packed["steps"][series], values, strict=True)
+    ]
+    assert unpacked == curves.Curves(lines).values() and len(unpacked) == 5
+
+
+COMMAND = "python -m pipeline.sweep lambda"
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (COMMAND, f"{COMMAND} --grid loss.lam=0.1 --seeds 0-11"),
+        (
+            f"{COMMAND} --profile small --storage '/my data' --set optim.lr=1e-3 --seeds 0-4 "
+            "--grid loss.lam=0,0.1 --only planning --retry=failed --dry-run --env two_room",
+            f"{COMMAND} --profile small --storage '/my data' --set optim.lr=1e-3 --env two_room "
+            "--grid loss.lam=0.1 --seeds 0-11",
+        ),
+        (
+            f"{COMMAND} --grid=loss.lam=0,1 --seeds=0,1",
+            f"{COMMAND} --grid loss.lam=0.1 --seeds 0-11",
+        ),
+        ("", ""),
+        ("python 'unclosed", ""),
+    ],
+)
+def test_next_command_asks_for_one_point_and_keeps_the_rest(command: str, expected: str) -> None:
+    more = [*next_run.point_options("loss.lam=0.1"), "--seeds", "0-11"]
+    assert next_run.sweep_command(command, more) == expected
+
+
+def test_next_run_is_the_table_s_number_of_seeds(page: str, tables: Frames) -> None:
+    needed = tables["summary"].filter(
+        pl.col("quantity") == "seeds_to_halve", pl.col("protocol") == "strict"
+    )["value"][0]
+    command = f"{COMMAND} --grid loss.lam=0.1 --seeds 0-{needed - 1:.0f}"
+    assert command in visible(page)
+    assert f"{COMMAND} --retry failed" in visible(page)
+
+
+def test_methods_and_citation_tell_the_facts(page: str) -> None:
+    words = visible(page)
+    text_ = words[words.index("We trained lewm in Two-Room") : words.index("Provenance sweep")]
+    for fact in ("λ = 0, λ = 0.03", "3 training seeds each", "812,354 parameters", "30 start/goal"):
+        assert fact in text_
+    for fact in ("95 % over seeds and pairs", "Holm", "strict protocol", "1 diverged and 1 failed"):
+        assert fact in text_
+    cff = (ROOT / "CITATION.cff").read_text()
+    for fact in (*prose.SOFTWARE.values(), prose.PAPER):
+        assert fact in cff
+    families = re.findall(r"family-names: \"?([^\n\"]+)", cff)
+    assert families == [name.partition(",")[0] for name in prose.PAPER_AUTHORS]
+    assert prose.PAPER.rsplit("/", 1)[-1] in prose.citation({})
+
+
+def test_published_values_are_lines(tables: Frames) -> None:
+    row = {"method": "lewm", "env": "two_room", "profile": "quick", "point": "loss.lam=0.1"}
+    row |= {"lam": 0.1, "metric": "success", "protocol": "strict", "planner": "cem"}
+    row |= {"eval_point": "", "other": "Maes 2026", "other_kind": "published", "margin": 0.1}
+    mean = tables["stability"].filter(
+        pl.col("runs") == "all", **{k: row[k] for k in ("metric", "protocol", "point", "planner")}
+    )["mean"][0]
+    row |= {"diff": mean - 0.87, "p_equivalence": 0.2, "paired": False}
+    told = pl.concat([tables["comparison"], make_frame([row], SCHEMAS["comparison"])])
+    page = render({**tables, "comparison": told}, META)
+    assert "Maes 2026 87 %" in json.dumps(charts(page)["success-strict-cem"], ensure_ascii=False)
+    assert "Dotted: Maes 2026 87 %" in visible(page)
+
+
+def picture(pair: int, success: bool, seed: int = 0, kind: str = "start") -> dict[str, Any]:
+    trial = {"method": "lewm", "env": "two_room", "profile": "quick", "point": "loss.lam=0.1"}
+    place = {"lam": 0.1, "seed": seed, "planner": "cem", "protocol": "strict", "eval_seed": 42}
+    own = {"trial_id": f"{seed}", "pair_id": pair, "episode_id": pair, "frame": 0, "kind": kind}
+    return {**trial, **place, **own, "success": success, "png": b"picture"}
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_examples_show_a_failure_where_one_is_stored(tables: Frames, elsewhere: bool) -> None:
+    rows = [picture(pair, True, 0, kind) for pair in (0, 1) for kind in ("start", "goal")] + [
+        picture(0, not elsewhere, 1, kind) for kind in ("start", "goal")
+    ]
+    stored = make_frame(rows, SCHEMAS["examples"])
+    words = visible(render({**tables, "examples": stored}, META))
+    assert "λ = 0.1, seed 0, strict protocol" in words and "✓ pair 1: goal reached" in words
+    if elsewhere:
+        assert "✕ λ = 0.1, seed 1, strict protocol, pair 0: goal not reached" in words
+    else:
+        assert "No stored episode failed." in words
+
+
+def test_page_and_charts_have_the_same_colours() -> None:
+    css = (ROOT / "reports" / "templates" / "report.css").read_text()
+    for dark in (False, True):
+        named = theme.colours([], dark)
+        for name in ("paper", "ink", "muted", "rule", "accent", "warn"):
+            assert f"--{name}: {named[name]};" in css, name
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seeds": (0,)}, "One training seed at the best point"),
+        ({"lams": (0.1,)}, "One point was tried"),
+        ({"lams": (0.0,), "seeds": (0,)}, "One point was tried"),
+        ({"failed": EVERY}, "Every trial failed"),
+        ({"failed": (), "diverged": EVERY}, "Every trial diverged"),
+        ({"failed": (), "diverged": (), "pending": EVERY}, "No trial has planning results"),
+    ],
+)
+def test_little_data_is_said_and_gets_no_interval(given: dict[str, Any], said: str) -> None:
+    lost = {"failed": (), "diverged": ()} | given
+    page = render(judged(make_tables(**lost)), META)
+    words = visible(page)
+    assert "What this cannot tell:" in words and said in words
+    assert not re.search(r"\b(nan|None|inf)\b", words)
+    if len(given.get("seeds", (0, 1, 2))) == 1 or said.startswith("Every"):
+        spans = sum(
+            len(layer["data"]["values"])
+            for figure in charts(page).values()
+            for layer in figure["spec"]["layer"]
+            if layer["mark"].get("style") == "interval"
+        )
+        assert spans == 0
+
+
+def test_missing_stages_are_limits_not_blanks() -> None:
+    given = make_tables()
+    for name in ("latents", "probing"):
+        given[name] = given[name].clear()
+    words = visible(render(judged(given), META))
+    assert "whether a latent space has collapsed cannot be told" in words
+    assert "what the latent space holds cannot be told" in words
 
 
 @pytest.mark.parametrize(
@@ -239,7 +441,7 @@ def test_command_builds_the_page_without_heavy_imports(tmp_path: Path, tables: F
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     page = folder / "report" / "index.html"
-    assert done.stdout.strip() == f"report: {page}"
+    assert done.stdout.splitlines()[0] == f"report: {page}"
     assert page.read_text() == render(tables, META)
     names = {path.stem for path in (folder / "report" / "figures").glob("*.svg")}
     assert {"success-strict-cem", "success-paper-cem", "latents-mean_std"} <= names

@@ -70,7 +70,7 @@ def test_simulated_searches_are_drawn_with_their_numbers(simulated):
     assert "Trials until four of five searches stay on the plateau" in shown
     assert "5 simulated searches per strategy" in shown and "within 0.05 of the best" in shown
     found = re.search(r'id="charts">(.*?)</script>', page, re.S)
-    values = json.loads(found.group(1))["specs"]["search-cost"]["spec"]["data"]["values"]
+    values = json.loads(found.group(1))["figures"]["search-cost"]["spec"]["data"]["values"]
     shares = simulated["profiles"].filter(pl.col("metric") == search_record.SHARE)
     assert len(values) == shares.height == 12
     assert sorted(v["share"] for v in values) == sorted(shares["fraction"].to_list())

@@ -8,9 +8,10 @@ import polars as pl
 
 from pipeline import stats
 from pipeline.stages.stability.episodes import GROUP, Episodes, Matrix, Pair
-from pipeline.stages.stability.measure import POINT
+from pipeline.stages.stability.measure import POINT, TWO_WAY
 from pipeline.tables import SCHEMAS, make_frame
 
+T_OVER_CLIPS = "95 % t over clips, each averaged over seeds"
 MARGIN = 0.1
 """Success rates closer than this count as practically equal (plateau, equivalence)."""
 
@@ -103,7 +104,8 @@ def _against_published(
                 found = stats.against_value(matrix, one["value"], MARGIN)
                 at = {**group, "point": row["point"], "lam": row["lam"], "metric": "success"}
                 other = {"other": one["source"], "other_kind": "published", "paired": False}
-                rows.append({**at, **other, "margin": MARGIN, **_fields(found)})
+                design = {"num_pairs": matrix.shape[1], "ci_method": _method(found, TWO_WAY)}
+                rows.append({**at, **other, "margin": MARGIN, **design, **_fields(found)})
     return rows
 
 
@@ -126,7 +128,12 @@ def _paired(differences: Sequence[Matrix]) -> Row:
     if not differences:
         return {"paired": False, "n": 0}
     result = stats.paired_two_way(np.array(differences), MARGIN, bounds=(-1.0, 1.0))
-    return {"paired": True, "margin": MARGIN, **_fields(result)}
+    design = {"num_pairs": len(differences[0]), "ci_method": _method(result, TWO_WAY)}
+    return {"paired": True, "margin": MARGIN, **design, **_fields(result)}
+
+
+def _method(result: stats.Comparison, name: str) -> str:
+    return name if result.interval else "none: one seed, or nothing varies"
 
 
 def _fields(result: stats.Comparison) -> Row:
@@ -161,15 +168,17 @@ def _against_control(surprise: pl.DataFrame) -> list[Row]:
         )
         if not len(clips):
             continue
+        found = stats.paired_t(clips)
         rows.append(
             {
                 **dict(zip(combination, key, strict=True)),
                 "metric": "surprise_difference",
                 "other": "unperturbed clip",
                 "other_kind": "control",
+                "ci_method": _method(found, T_OVER_CLIPS),
                 "paired": True,
                 "p_improvement": float((np.sign(clips) + 1).mean() / 2),
-                **_fields(stats.paired_t(clips)),
+                **_fields(found),
             }
         )
     return rows

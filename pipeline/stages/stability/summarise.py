@@ -34,7 +34,7 @@ def summarise(
     rows = [row for quantities in settings.values() for row in quantities]
     for group in _worlds(tables["trials"], stability):
         own_keys = [key for key in settings if key[:3] == tuple(group.values())]
-        first = min(own_keys, key=_strictest_first, default=None)
+        first = min(own_keys, key=strictest_first, default=None)
         main = {str(row["quantity"]): row for row in settings[first]} if first else {}
         place = dict(zip(GROUP, first, strict=True)) if first else dict(group)
         completeness = _completeness(group, tables["trials"], tables["cells"])
@@ -44,7 +44,8 @@ def summarise(
     return make_frame(rows, SCHEMAS["summary"])
 
 
-def _strictest_first(key: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
+def strictest_first(key: tuple[Any, ...]) -> tuple[int, tuple[str, ...]]:
+    """Sorts keys of `GROUP` by how strict their protocol is."""
     protocol = key[GROUP.index("protocol")]
     rank = PROTOCOL_ORDER.index(protocol) if protocol in PROTOCOL_ORDER else len(PROTOCOL_ORDER)
     return rank, tuple(map(str, key))

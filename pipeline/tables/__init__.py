@@ -7,8 +7,11 @@ the parts came to be. The same rows give the same bytes.
 Floors (planners `random`, `zero`, `oracle`) belong to no trial: their trial_id, method, point, lam and
 seed are null. `point` is the canonical string of the swept training parameters (`loss.lam=0.1`),
 `eval_point` that of the swept evaluation settings (empty when none is swept).
+
+`python -m pipeline.tables` prints every table, column and unit (docs/tables.md).
 """
 
+import difflib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,116 +22,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.storage import Storage
+from pipeline.survey import locate_sweep
+from pipeline.tables.schemas import (
+    ADDED,
+    JOINED_LATER,
+    JUDGED,
+    JUDGED_VERSION,
+    PER_SWEEP_KEYS,
+    PER_TRIAL_KEYS,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    STAGE_SCHEMAS,
+    VOLATILE,
+    Schema,
+)
 
 Place = Storage | Path
 """A sweep's folder: the one that holds `tables/`."""
-SCHEMA_VERSION = 2
-"""Raised by any change of a schema; part of every cell's identity and of every file's metadata."""
-
-Schema = Mapping[str, pl.DataType]
-
-_TEXT, _REAL, _INT, _FLAG = pl.String(), pl.Float64(), pl.Int64(), pl.Boolean()
-
-
-def _columns(text: str) -> dict[str, pl.DataType]:
-    """Schema in the order given: `name` is text, `name:real`, `name:int`, `name:flag`, `name:bytes`."""
-    kinds = {"": _TEXT, "real": _REAL, "int": _INT, "flag": _FLAG, "bytes": pl.Binary()}
-    pairs = (word.partition(":") for word in text.split())
-    return {name: kinds[kind] for name, _, kind in pairs}
-
-
-_TRIAL = "trial_id method env profile point lam:real seed:int "
-_SWEEP = (
-    "method env profile point lam:real metric protocol planner eval_point layer target probe event "
-)
-
-PER_TRIAL_KEYS = tuple(_columns(_TRIAL))
-PER_SWEEP_KEYS = tuple(_columns(_SWEEP))
-
-SCHEMAS: dict[str, dict[str, pl.DataType]] = {
-    "trials": _columns(
-        _TRIAL
-        + "status error diverged_step:int stop_reason attempts:int num_params:int num_steps:int "
-        "batch_size:int num_threads:int precision wall_s:real started_at finished_at peak_mem_gb:real "
-        "device host frames_per_s:real dataset_hash policy checkpoint_hash git_commit versions "
-        "config_json mlflow_run_id"
-    ),
-    "attempts": _columns(_TRIAL + "attempt:int host started_at finished_at from_step:int reason"),
-    "cells": _columns(_TRIAL + "stage cell_id status error manifest_hash wall_s:real"),
-    "curves": _columns(
-        _TRIAL + "step:int loss:real pred_loss:real sigreg_loss:real val_pred_loss:real "
-        "grad_norm:real lr:real mean_std:real"
-    ),
-    "loss_terms": _columns(_TRIAL + "step:int term value:real"),
-    "latents": _columns(
-        _TRIAL + "layer effective_rank:real mean_std:real min_std:real epps_pulley:real "
-        "isotropy:real straightness:real collapsed:flag pred_error:real copy_error:real"
-    ),
-    "planning": _columns(
-        _TRIAL + "planner protocol eval_point num_samples:int num_iterations:int num_elites:int "
-        "horizon:int history:int eval_seed:int manifest_hash pair_id:int episode_id:int start_row:int "
-        "initial_success:flag success:flag steps_to_success:int final_distance:real plan_s:real"
-    ),
-    "probing": _columns(
-        _TRIAL
-        + "target dim:int layer probe mse:real mse_std:real r:real num_train:int num_test:int"
-    ),
-    "surprise": _columns(
-        _TRIAL + "episode_id:int start_row:int event kind event_step:int surprise:real "
-        "surprise_control:real"
-    ),
-    "examples": _columns(
-        _TRIAL + "planner protocol eval_seed:int pair_id:int episode_id:int success:flag frame:int "
-        "kind png:bytes"
-    ),
-    "stability": _columns(
-        _SWEEP
-        + "runs num_seeds:int num_eval_seeds:int num_episodes:int mean:real std:real iqr:real "
-        "iqm:real optimality_gap:real ci_low:real ci_high:real ci_method worst:real num_collapsed:int "
-        "num_diverged:int num_failed:int"
-    ),
-    "comparison": _columns(
-        _SWEEP
-        + "other other_kind paired:flag diff:real ci_low:real ci_high:real p_improvement:real "
-        "p_value:real p_adjusted:real margin:real p_equivalence:real n:int"
-    ),
-    "profiles": _columns(_SWEEP + "tau:real fraction:real ci_low:real ci_high:real"),
-    "timing": _columns(
-        _SWEEP + "num_samples:int num_iterations:int batch:int dtype device host flops:real "
-        "random_weights:flag plan_s:real"
-    ),
-    "search": _columns(
-        _SWEEP + "strategy repetition:int order:int objective best_so_far:real reason"
-    ),
-    "claims": _columns(
-        _SWEEP + "claim source published:real published_spread:real published_n:int ours:real "
-        "ci_low:real ci_high:real n:int same_protocol:flag verdict"
-    ),
-    "summary": _columns(
-        _SWEEP + "quantity value:real text ci_low:real ci_high:real ci_method n:int"
-    ),
-}
-
-JOINED_LATER = ("eval_point",)
-"""Columns of a stage's table that depend on the sweep and so are given as keys, not by the stage."""
-
-STAGE_SCHEMAS: dict[str, dict[str, pl.DataType]] = {
-    stage: {
-        name: dtype
-        for name, dtype in SCHEMAS[stage].items()
-        if name not in PER_TRIAL_KEYS + JOINED_LATER
-    }
-    for stage in ("latents", "planning", "probing", "surprise", "examples")
-}
-"""What a per-trial stage returns: the columns of its table without the keys."""
-
-VOLATILE = frozenset(
-    {name for schema in SCHEMAS.values() for name in schema if name.endswith("_s")}
-    | {"frames_per_s", "peak_mem_gb", "attempts", "device", "host", "started_at", "finished_at"}
-    | {"mlflow_run_id", "git_commit"}
-)
-"""Columns that may differ between an interrupted and an unbroken sweep; all others agree."""
-
 _VOLATILE_TABLES = frozenset({"attempts"})
 _SORT_FIRST = ("method", "env", "profile", "lam", "point", "seed")
 
@@ -172,11 +82,15 @@ def conform(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
         raise ValueError(f"table values do not fit the schema: {error}") from None
 
 
-def encode(frame: pl.DataFrame, schema: Schema) -> bytes:
-    """Parquet bytes of the frame; equal for equal frames (same library versions)."""
+def encode(frame: pl.DataFrame, schema: Schema, version: int | None = None) -> bytes:
+    """Parquet bytes of the frame; equal for equal frames (same library versions).
+
+    Args:
+        version: of the schema; `SCHEMA_VERSION` if not given.
+    """
     table = conform(frame, schema).rechunk().to_arrow()
     table = table.cast(pa.schema([pa.field(name, _arrow(dtype)) for name, dtype in schema.items()]))
-    table = table.replace_schema_metadata({"schema_version": str(SCHEMA_VERSION)})
+    table = table.replace_schema_metadata({"schema_version": str(version or SCHEMA_VERSION)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
@@ -211,17 +125,31 @@ def read_part(storage: Storage, key: str) -> pl.DataFrame:
         FileNotFoundError: there is no such part.
         BrokenTable: it is torn, corrupt or of another schema version; redo the cell.
     """
-    data, name = storage.read_bytes(key), storage.where(key)
+    frame, version = _read(storage, key)
+    if version != str(SCHEMA_VERSION):
+        where = storage.where(key)
+        raise BrokenTable(f"{where} has schema version {version}, not {SCHEMA_VERSION}")
+    return frame
+
+
+def _read(storage: Storage, key: str) -> tuple[pl.DataFrame, str]:
+    """The rows of a Parquet file of ours, its page checksums verified, and its schema version."""
+    data = storage.read_bytes(key)
     try:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise BrokenTable(f"{name} is not a whole Parquet file: {_first_line(error)}") from None
-    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
-        raise BrokenTable(f"{name} has schema version {version}, not {SCHEMA_VERSION}")
+        raise _torn(storage.where(key), error) from None
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
-    return frame
+    return frame, _stored_version(table.schema)
+
+
+def _stored_version(schema: pa.Schema) -> str:
+    return str((schema.metadata or {}).get(b"schema_version", b"none").decode())
+
+
+def _torn(where: str, error: Exception) -> BrokenTable:
+    return BrokenTable(f"{where} is not a whole Parquet file: {_first_line(error)}")
 
 
 def consolidate(
@@ -282,20 +210,121 @@ def write_table(sweep: Place, name: str, frame: pl.DataFrame) -> None:
     Raises:
         ValueError: unknown table name, or a frame that does not fit its schema.
     """
-    data = encode(sort_rows(conform(frame, _schema(name))), _schema(name))
-    Storage(sweep).write_bytes(table_key(name), data)
+    Storage(sweep).write_bytes(table_key(name), encode_table(name, frame))
+
+
+def encode_table(name: str, frame: pl.DataFrame) -> bytes:
+    """The file that `write_table` writes.
+
+    Raises:
+        ValueError: as there.
+    """
+    schema = _schema(name)
+    return encode(sort_rows(conform(frame, schema)), schema, current_version(name))
 
 
 def read_table(sweep: Place, name: str) -> pl.DataFrame:
     """The sweep's whole table; no rows if the sweep has none yet.
 
+    A table of an older version is brought to the current one: columns that it lacks are null.
+
     Raises:
-        ValueError: unknown table name, or (`BrokenTable`) a torn file.
+        ValueError: unknown table name, a table of a newer version, or (`BrokenTable`) a torn file.
     """
+    schema, storage, key = _schema(name), Storage(sweep), table_key(name)
     try:
-        return conform(read_part(Storage(sweep), table_key(name)), _schema(name))
+        frame, version = _read(storage, key)
     except FileNotFoundError:
-        return pl.DataFrame(schema=dict(_schema(name)))
+        return pl.DataFrame(schema=dict(schema))
+    where = storage.where(key)
+    return _fitted(frame.with_columns(_lacking(name, version, where)), name, where)
+
+
+def _fitted(frame: pl.DataFrame, name: str, where: str) -> pl.DataFrame:
+    try:
+        return conform(frame, _schema(name))
+    except ValueError as error:
+        raise BrokenTable(f"{where}: {error}") from None
+
+
+def scan(sweep: str | Place, name: str, storage: str | Path | Storage = "runs") -> pl.LazyFrame:
+    """A table of a sweep as a polars LazyFrame, with the columns of `SCHEMAS[name]`.
+
+    Columns and units are in docs/tables.md. In a folder only the columns and rows that a query needs
+    are read, without checking the pages' checksums; out of a bucket the whole table is fetched first.
+    Tables of older versions are read as `read_table` reads them; a table that the sweep has not yet
+    has no rows.
+
+    Args:
+        sweep: its name or the start of it, or the path or URI of its folder.
+        name: of the table.
+        storage: where a sweep given by name lives: a folder or s3://bucket/prefix.
+
+    Raises:
+        ValueError: unknown table or sweep (names the nearest one), a table of a newer version, or
+            (`BrokenTable`) a torn file.
+
+    Example:
+        >>> import polars as pl
+        >>> from pipeline.tables import scan
+        >>> episodes = scan("lambda", "planning").filter(pl.col("protocol") == "strict")
+        >>> episodes.group_by("lam", "seed").agg(pl.col("success").mean()).collect()
+    """
+    schema, key = _schema(name), table_key(name)
+    folder = locate_sweep(sweep, storage) if isinstance(sweep, str) else Storage(sweep)
+    if not folder.is_local:
+        return read_table(folder, name).lazy()
+    path = folder.path(key)
+    if not path.is_file():
+        if not folder.root.is_dir():
+            raise ValueError(f"no sweep in {folder.uri}: there is no such folder")
+        return pl.LazyFrame(schema=dict(schema))
+    try:
+        stored = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise _torn(str(path), error) from None
+    lacking = _lacking(name, _stored_version(stored), str(path))
+    return pl.scan_parquet(path, glob=False).with_columns(lacking).select(list(schema))
+
+
+def current_version(name: str) -> int:
+    """The version in which a table is written today."""
+    return JUDGED_VERSION if name in JUDGED else SCHEMA_VERSION
+
+
+def check_table(sweep: Place, name: str) -> None:
+    """Nothing, if the table is whole and of the current version.
+
+    Raises:
+        FileNotFoundError: the sweep has no such table.
+        BrokenTable: it is torn or of an older version; make it again.
+        ValueError: unknown table name, or a table of a newer version.
+    """
+    storage, key = Storage(sweep), table_key(name)
+    frame, version = _read(storage, key)
+    if _lacking(name, version, storage.where(key)) or int(version) != current_version(name):
+        where, current = storage.where(key), current_version(name)
+        raise BrokenTable(f"{where} has schema version {version}, not {current}")
+    _fitted(frame, name, storage.where(key))
+
+
+def _lacking(name: str, version: str, where: str) -> list[pl.Expr]:
+    """The columns that a table of some version lacks, as nulls."""
+    current = current_version(name)
+    if not version.isdecimal():
+        raise BrokenTable(f"{where} has schema version {version}, not {current}")
+    if int(version) > current:
+        raise ValueError(
+            f"{where} was made by a newer version of this project (schema version {version}, this one "
+            f"reads up to {current}): update the project"
+        )
+    added = [
+        column
+        for at, tables in ADDED.items()
+        if at > int(version)
+        for column in tables.get(name, ())
+    ]
+    return [pl.lit(None, dtype=SCHEMAS[name][column]).alias(column) for column in added]
 
 
 def same_tables(a: Place, b: Place) -> list[str]:
@@ -308,7 +337,7 @@ def same_tables(a: Place, b: Place) -> list[str]:
         if not all(present):
             differences.append(f"{name}: only in {a if present[0] else b}")
             continue
-        frames = [sort_rows(read_part(Storage(place), table_key(name))) for place in (a, b)]
+        frames = [sort_rows(read_table(place, name)) for place in (a, b)]
         differences += [f"{name}: {what}" for what in _frame_differences(*frames)]
     return differences
 
@@ -332,9 +361,43 @@ def _frame_differences(a: pl.DataFrame, b: pl.DataFrame) -> list[str]:
 
 def _schema(name: str) -> dict[str, pl.DataType]:
     if name not in SCHEMAS:
-        raise ValueError(f"unknown table {name!r}; known: {', '.join(SCHEMAS)}")
+        near = difflib.get_close_matches(name, SCHEMAS, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown table {name!r}{hint}; known: {', '.join(SCHEMAS)}")
     return SCHEMAS[name]
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+__all__ = [
+    "JOINED_LATER",
+    "JUDGED",
+    "JUDGED_VERSION",
+    "PER_SWEEP_KEYS",
+    "PER_TRIAL_KEYS",
+    "SCHEMAS",
+    "SCHEMA_VERSION",
+    "STAGE_SCHEMAS",
+    "VOLATILE",
+    "BrokenTable",
+    "Place",
+    "Schema",
+    "check_table",
+    "conform",
+    "consolidate",
+    "current_version",
+    "encode",
+    "encode_table",
+    "has_table",
+    "make_frame",
+    "read_part",
+    "read_table",
+    "same_tables",
+    "scan",
+    "sort_rows",
+    "table_key",
+    "write_part",
+    "write_table",
+]

@@ -23,6 +23,7 @@ import vl_convert
 
 from pipeline import comparison
 from pipeline.comparison import Sweep
+from pipeline.shipped import load_published
 from pipeline.stages import stability
 from pipeline.storage import Storage
 from pipeline.survey import locate_sweep
@@ -154,7 +155,7 @@ def read_tables(folder: Storage) -> tuple[dict[str, pl.DataFrame], tuple[str, ..
         for name in stability.OUTPUTS:
             check_table(folder, name)
     except (BrokenTable, FileNotFoundError):
-        made = stability.run(tables)
+        made = stability.run(tables, load_published())
         for name, added in SEARCHED.items():
             made[name] = pl.concat([made[name], _kept(folder, name).filter(added)])
         again = stability.OUTPUTS if has_table(folder, "trials") else ()

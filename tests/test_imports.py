@@ -84,6 +84,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                 f"pipeline.{room}"
                 for room in (
                     "comparison",
+                    "shipped",
                     "spec",
                     "tables",
                     "stats",

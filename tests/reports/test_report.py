@@ -431,6 +431,7 @@ def test_numbers_for_readers(value: float | None, shown: str) -> None:
     assert text.number(value) == shown
 
 
+@pytest.mark.ci
 def test_command_builds_the_page_without_heavy_imports(tmp_path: Path, tables: Frames) -> None:
     folder = write_sweep(tmp_path / "sweeps" / "lambda-two_room-quick", tables)
     code = (

@@ -45,7 +45,9 @@ def success_figure(world: World, setting: Row, name: str, height: int) -> Figure
         low = world.summary("plateau_low", **setting)
         caption += f" Shaded: the plateau, {str(low['ci_method']).split('; ends')[0]}."
     if levels:
-        caption += f" Dotted: {text.listed([label for _, label in levels])}; other scale, other data."
+        caption += (
+            f" Dotted: {text.listed([label for _, label in levels])}; other scale, other data."
+        )
     spec = point_chart(
         world.axis,
         means,

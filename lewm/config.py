@@ -3,7 +3,7 @@
 Defaults are the published LeWM configuration (arXiv 2603.19312 and its code, where they disagree the
 code); profiles and sweeps only override them. Imports no torch, so `--dry-run` stays instant.
 
-Sections: `model`, `loss`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
+Sections: `model`, `loss`, `pldm`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
 `planning`, `probing`, `surprise` and `examples` configure evaluation and are hashed into a cell's identity.
 """
@@ -79,6 +79,25 @@ class LossConfig(Frozen):
     """M, random unit directions, redrawn every step."""
     num_knots: Annotated[int, Field(ge=2)] = 17
     knot_max: Positive = 3.0
+
+
+class PLDMConfig(Frozen):
+    """L = L_pred + six weighted terms (facts §8.1); defaults are those of LeWM's comparison (Table 2)."""
+
+    variance: NonNegative = 18.0
+    """α, of the hinge on the standard deviation over the batch."""
+    covariance: NonNegative = 12.0
+    """β, of squared covariances between dimensions over the batch."""
+    time_similarity: NonNegative = 0.2
+    """γ, of the squared step between consecutive embeddings."""
+    time_variance: NonNegative = 0.7
+    """ζ, of the hinge on the standard deviation over the time of a clip."""
+    time_covariance: NonNegative = 0.0
+    """ν, of squared covariances over the time of a clip."""
+    inverse_dynamics: NonNegative = 0.0
+    """μ, of reading the action off two consecutive embeddings."""
+    inverse_hidden: Count = 512
+    """Width of the network that reads the action."""
 
 
 class DataConfig(Frozen):
@@ -250,6 +269,7 @@ class Config(Frozen):
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    pldm: PLDMConfig = PLDMConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
@@ -260,7 +280,7 @@ class Config(Frozen):
     examples: ExamplesConfig = ExamplesConfig()
 
 
-TRAINING_FIELDS = ("method", "seed", "model", "loss", "data", "optim")
+TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "data", "optim")
 EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
 
 

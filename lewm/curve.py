@@ -1,6 +1,6 @@
 """The curve of a training, and the files others watch while it runs.
 
-A curve is a float64 tensor with one row per step and the columns below, NaN where nothing was
+A curve has one row per step and the columns below, then the method's own terms; NaN where nothing was
 measured. Row k belongs to the weights after k updates: losses, grad_norm and lr of the update that
 follows, val_pred_loss and mean_std where they were measured. The last row has only those two.
 """
@@ -8,12 +8,11 @@ follows, val_pred_loss and mean_std where they were measured. The last row has o
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import torch
-from torch import Tensor
 
 from lewm.checkpoint import atomic_file
 
@@ -21,25 +20,40 @@ COLUMNS = ("loss", "pred_loss", "sigreg_loss", "val_pred_loss", "grad_norm", "lr
 PROGRESS_EVERY_S = 1.0
 
 
-def make_curve(num_steps: int) -> Tensor:
-    """Nothing measured yet."""
-    return torch.full((num_steps + 1, len(COLUMNS)), math.nan, dtype=torch.float64)
+class Curve:
+    """What was measured of a training.
 
+    Args:
+        num_steps: of the training; there is one row more.
+        terms: names of the method's own terms of the loss.
 
-def record(curve: Tensor, step: int, values: Mapping[str, float]) -> None:
-    """Sets columns of one row."""
-    for name, value in values.items():
-        curve[step, COLUMNS.index(name)] = value
+    Attributes:
+        columns: names, in the order of the table.
+        table: (num_steps + 1, columns) float64.
+    """
 
+    def __init__(self, num_steps: int, terms: Sequence[str] = ()) -> None:
+        self.columns = (*COLUMNS, *terms)
+        self.table = torch.full((num_steps + 1, len(self.columns)), math.nan, dtype=torch.float64)
 
-def newest(curve: Tensor) -> dict[str, float]:
-    """The last known value of every column that has one."""
-    values = {}
-    for name, column in zip(COLUMNS, curve.T, strict=True):
-        known = column[~column.isnan()]
-        if len(known):
-            values[name] = known[-1].item()
-    return values
+    def record(self, step: int, values: Mapping[str, float]) -> None:
+        """Sets columns of one row."""
+        for name, value in values.items():
+            self.table[step, self.columns.index(name)] = value
+
+    def newest(self, end: int, first: int = 0) -> dict[str, float]:
+        """The last known value of every column that has one among rows `first` .. `end` - 1."""
+        values = {}
+        for name, column in zip(self.columns, self.table[first:end].T, strict=True):
+            known = column[~column.isnan()]
+            if len(known):
+                values[name] = known[-1].item()
+        return values
+
+    def row(self, step: int) -> dict[str, float | None]:
+        """One row by column; None where nothing was measured or it is not finite."""
+        values = (v if math.isfinite(v) else None for v in self.table[step].tolist())
+        return dict(zip(self.columns, values, strict=True))
 
 
 class RunFiles:
@@ -52,9 +66,9 @@ class RunFiles:
         frames_per_step: what one update learns from.
     """
 
-    def __init__(self, run_dir: Path, curve: Tensor, num_rows: int, frames_per_step: int) -> None:
+    def __init__(self, run_dir: Path, curve: Curve, num_rows: int, frames_per_step: int) -> None:
         self._run_dir = run_dir
-        self._table = curve
+        self._measured = curve
         self._first = num_rows
         self._frames_per_step = frames_per_step
         self._began = self._shown = time.monotonic()
@@ -71,8 +85,7 @@ class RunFiles:
         self._log.close()
 
     def _row(self, step: int) -> str:
-        values = (v if math.isfinite(v) else None for v in self._table[step].tolist())
-        return json.dumps({"step": step, **dict(zip(COLUMNS, values, strict=True))}) + "\n"
+        return json.dumps({"step": step, **self._measured.row(step)}) + "\n"
 
     def add_row(self, step: int) -> None:
         """Appends a finished row; about once a second everything is made visible."""
@@ -85,10 +98,10 @@ class RunFiles:
         self._curve.flush()
         self._shown = time.monotonic()
         frames = max(step - self._first, 0) * self._frames_per_step
-        known = newest(self._table[max(step - 1, 0) : step + 1])
+        known = self._measured.newest(step + 1, first=max(step - 1, 0))
         progress = {
             "step": step,
-            "num_steps": len(self._table) - 1,
+            "num_steps": len(self._measured.table) - 1,
             "frames_per_s": frames / max(self._shown - self._began, 1e-9),
             "updated_at": time.time(),
             **{key: known[key] for key in COLUMNS[:3] if math.isfinite(known.get(key, math.nan))},

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lewm.checkpoint import load_checkpoint, load_strictly, save_checkpoint
 from lewm.config import RECIPE_VERSION, TRAINING_FIELDS, Config
-from lewm.curve import make_curve
+from lewm.curve import Curve
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile
 from lewm.methods import Method, make_method
@@ -33,7 +32,7 @@ class Run:
     optimiser: torch.optim.AdamW
     directions: torch.Generator
     num_steps: int
-    curve: Tensor
+    curve: Curve
 
     def describe(self) -> str:
         """One line for the log."""
@@ -68,7 +67,7 @@ def make_run(config: Config, run_dir: Path, file: EpisodeFile, device: torch.dev
         ),
         directions=torch.Generator().manual_seed(_stream_seed(config.seed)),
         num_steps=num_steps,
-        curve=make_curve(num_steps),
+        curve=Curve(num_steps, method.terms),
     )
 
 
@@ -89,7 +88,7 @@ def resume(run: Run) -> tuple[int | None, bool]:
     _check_same_run(run, state)
     load_strictly(run.method, state["method"], run.run_dir)
     run.optimiser.load_state_dict(state["optimiser"])
-    run.curve[: len(state["curve"])] = state["curve"]
+    run.curve.table[: len(state["curve"])] = state["curve"]
     run.directions.set_state(state["rng"]["directions"])
     torch.set_rng_state(state["rng"]["torch"])
     if run.device.type != "cpu" and state["rng"]["device"] is not None:
@@ -143,7 +142,7 @@ def save(run: Run, step: int, diverged: bool = False) -> None:
             "directions": run.directions.get_state(),
             "device": module.get_rng_state(run.device) if module is not None else None,
         },
-        "curve": run.curve[: step + 1].clone(),
+        "curve": run.curve.table[: step + 1].clone(),
         "num_clips": len(run.data),
     }
     save_checkpoint(run.run_dir, state)

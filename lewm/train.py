@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lewm.checkpoint import atomic_file
 from lewm.config import Config, OptimConfig, make_config
-from lewm.curve import RunFiles, newest, record
+from lewm.curve import RunFiles
 from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.episodes import EpisodeFile
 from lewm.methods import Batch, Method
@@ -75,7 +75,7 @@ def train(
         with RunFiles(run_dir, run.curve, num_rows, frames_per_step) as files:
             files.log(f"step {step} of {run.num_steps}: {run.describe()}")
             if resumed_at is not None and report is not None:
-                report(step, newest(run.curve[: step + 1]))
+                report(step, run.curve.newest(step + 1))
             if diverged:
                 return TrainResult("diverged", step)
             batches = _batches(run, step)
@@ -83,7 +83,7 @@ def train(
                 last = step == run.num_steps
                 if step != resumed_at:
                     if last or step % config.optim.eval_every == 0:
-                        record(run.curve, step, evaluate(run.method, run.val, config, device))
+                        run.curve.record(step, evaluate(run.method, run.val, config, device))
                     if last:
                         files.add_row(step)
                     if last or step % config.run.checkpoint_every == 0:
@@ -167,7 +167,7 @@ def _save(
 ) -> None:
     """A durable checkpoint, then the live files, then the report."""
     save(run, step, diverged)
-    values = newest(run.curve[: step + 1])
+    values = run.curve.newest(step + 1)
     files.log(f"step {step}: " + " ".join(f"{key}={value:.4g}" for key, value in values.items()))
     files.show(step)
     if report is not None:
@@ -219,11 +219,10 @@ def _train_step(run: Run, step: int, batch: Batch) -> bool:
     run.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(terms["loss"])
     norm = torch.nn.utils.clip_grad_norm_(run.method.parameters(), run.config.optim.grad_clip)
-    measured = {"loss": terms["loss"], "pred_loss": terms["pred_loss"]}
-    measured |= {"sigreg_loss": terms["sigreg_loss"], "grad_norm": norm}
+    measured = {**terms, "grad_norm": norm}
     values = torch.stack(list(measured.values())).detach().tolist()  # the step's only wait
     lr = learning_rate(step, run.num_steps, run.config.optim)
-    record(run.curve, step, {**dict(zip(measured, values, strict=True)), "lr": lr})
+    run.curve.record(step, {**dict(zip(measured, values, strict=True)), "lr": lr})
     if not all(map(math.isfinite, values)):
         return False
     run.optimiser.param_groups[0]["lr"] = lr

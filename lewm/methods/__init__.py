@@ -32,10 +32,12 @@ class Method(nn.Module):
     Attributes:
         history: context frames the predictor can take.
         latent_dim: D.
+        terms: names of the scalars that `loss` returns beside "loss", "pred_loss" and "sigreg_loss".
     """
 
     history: int
     latent_dim: int
+    terms: tuple[str, ...] = ()
 
     @property
     def num_params(self) -> int:
@@ -82,11 +84,14 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Scalars "loss" (to minimise), "pred_loss", "sigreg_loss" of a batch of clips."""
+        """Scalars "loss" (to minimise), "pred_loss" and the method's own terms, of a batch of clips."""
         raise NotImplementedError
 
 
-METHODS: dict[str, str] = {"lewm": "lewm.methods.lewm:LeWM"}
+METHODS: dict[str, str] = {
+    "lewm": "lewm.methods.lewm:LeWM",
+    "pldm": "lewm.methods.pldm:PLDM",
+}
 
 
 def make_method(config: Config, action_dim: int) -> Method:

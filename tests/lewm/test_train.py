@@ -15,6 +15,7 @@ from lewm.config import Config, OptimConfig, make_config
 from lewm.curve import COLUMNS
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.methods.pldm import TERMS
 from lewm.train import evaluate, learning_rate, main, train
 
 torch.set_num_threads(1)
@@ -252,3 +253,18 @@ def test_one_run_needs_only_a_few_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_methods_own_terms_are_in_its_curve(dataset: Path, tmp_path: Path) -> None:
+    config = tiny(method="pldm")
+    train(config, tmp_path, dataset)
+    rows = read_curve(tmp_path)
+    assert all(list(row) == ["step", *COLUMNS, *TERMS] for row in rows)
+    for row in rows[:-1]:
+        weighted = sum(getattr(config.pldm, name) * row[name] for name in TERMS)
+        assert row["loss"] == pytest.approx(row["pred_loss"] + weighted, rel=1e-4)
+        assert row["sigreg_loss"] is None
+    before = (tmp_path / "curve.jsonl").read_bytes()
+    (tmp_path / "checkpoint.pt").unlink()  # go on from the checkpoint before
+    train(config, tmp_path, dataset)
+    assert (tmp_path / "curve.jsonl").read_bytes() == before

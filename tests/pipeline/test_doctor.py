@@ -146,6 +146,7 @@ def test_a_cache_that_cannot_be_written(request_, monkeypatch):
     assert found.state == "FAIL" and "LEWM_CACHE" in found.mend
 
 
+@pytest.mark.ci
 def test_a_check_that_hangs_or_stumbles_is_a_finding(request_, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter22")
 

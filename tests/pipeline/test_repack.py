@@ -131,6 +131,7 @@ def run(out, moment="never", at=0):
     return done.returncode
 
 
+@pytest.mark.ci
 def test_sigkill_anywhere_then_the_same_bytes(tmp_path):
     """Killed while it writes and compares parts, moves them, and gives names to files."""
     unbroken, broken = tmp_path / "unbroken.h5", tmp_path / "broken.h5"

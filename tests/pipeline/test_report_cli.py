@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from synthetic_sweep import META, make_tables
 
 from pipeline import report, tables
+from pipeline.shipped import load_published
 from pipeline.stages import stability
 from pipeline.storage import Storage
 
@@ -45,10 +46,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with two sweeps, one of them unfinished; copied by those who write."""
     storage = tmp_path_factory.mktemp("storage")
     first = small()
-    write(storage, A, first | stability.run(first))
+    write(storage, A, first | stability.run(first, load_published()))
     second = small(pending=((0.3, 1),))
     second["planning"] = second["planning"].with_columns(success=pl.col("pair_id") % 2 == 0)
-    write(storage, B, second | stability.run(second))
+    write(storage, B, second | stability.run(second, load_published()))
     return storage
 
 

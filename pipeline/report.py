@@ -76,7 +76,7 @@ def make_report(sweep: Place) -> str:
 
 
 def write_report(place: Place, formats: Sequence[str]) -> Report:
-    """Writes the report of a sweep in some of `FORMATS`; all is made before anything is written.
+    """Writes the report of a sweep in some of `FORMATS`; all is made before anything is written, the page last.
 
     Raises:
         ValueError: as `make_report`.
@@ -85,11 +85,11 @@ def write_report(place: Place, formats: Sequence[str]) -> Report:
     meta = read_meta(folder)
     tables, judged = read_tables(folder)
     files = {table_key(name): encode_table(name, tables[name]) for name in judged}
-    if "html" in formats:
-        files[PAGE] = page.render(tables, meta).encode()
     files |= _papers(formats, lambda: paper(tables, meta))
     if {"html", "png"} & set(formats):
         files |= _pictures(page.figures_svg(tables, meta), "png" in formats)
+    if "html" in formats:
+        files[PAGE] = page.render(tables, meta).encode()
     _write(folder, files)
     return Report(folder, tuple(files), _next(tables, meta))
 
@@ -120,11 +120,11 @@ def compare(first: Place, second: Place, storage: Storage, formats: Sequence[str
         changes=comparison.changes(*sweeps),
         **found,
     )
-    if "html" in formats:
-        files[PAGE] = comparison_page.render(told).encode()
     files |= _papers(formats, lambda: comparison_page.paper(told))
     if {"html", "png"} & set(formats):
         files |= _pictures(comparison_page.figures_svg(told), "png" in formats)
+    if "html" in formats:
+        files[PAGE] = comparison_page.render(told).encode()
     _write(folder, files)
     return Report(folder, tuple(files), ())
 

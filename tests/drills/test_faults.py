@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.tables import table_key
 from tests.drills.raylets import raylets
 from tests.drills.sweeps import Sweep, check_mlflow, differences
 
@@ -130,7 +131,7 @@ def test_a_driver_killed_after_training_during_stability_and_in_the_report(unbro
     assert not local.cells()
     local.kill_when(lambda: len(local.cells()) == num_cells, "all is evaluated")
     assert not local.tables.exists("report/index.html")
-    local.kill_when(lambda: local.tables.exists("report/figures"), "a report is begun")
+    local.kill_when(lambda: local.tables.exists(table_key("summary")), "a report is being made")
     assert not local.tables.exists("report/index.html")
     local.run()
     whole(unbroken, local)

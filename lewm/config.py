@@ -279,9 +279,23 @@ class Config(Frozen):
     surprise: SurpriseConfig = SurpriseConfig()
     examples: ExamplesConfig = ExamplesConfig()
 
+    @property
+    def lam(self) -> float | None:
+        """λ, if the method has one."""
+        return self.loss.lam if "loss" in OBJECTIVES.get(self.method, ()) else None
+
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "data", "optim")
 EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
+OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",)}
+"""Sections that only some methods read: to the others' trials they are no identity."""
+
+
+def training_fields(method: str) -> tuple[str, ...]:
+    """The top-level fields that decide a method's trained weights."""
+    special = {section for sections in OBJECTIVES.values() for section in sections}
+    own = OBJECTIVES.get(method, ())
+    return tuple(name for name in TRAINING_FIELDS if name in own or name not in special)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -366,7 +380,7 @@ def trial_id(config: Config, fingerprint: str | None = None) -> str:
     Args:
         fingerprint: of the named file `data.dataset`; it stands in for the path, which is no identity.
     """
-    fields = non_default(config, TRAINING_FIELDS)
+    fields = non_default(config, training_fields(config.method))
     if config.data.dataset is not None:
         fields["data"] = {**fields["data"], "dataset": fingerprint}
     return digest({"recipe": RECIPE_VERSION, "config": fields})

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lewm.checkpoint import load_checkpoint, load_strictly, save_checkpoint
-from lewm.config import RECIPE_VERSION, TRAINING_FIELDS, Config
+from lewm.config import RECIPE_VERSION, Config, training_fields
 from lewm.curve import Curve
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile
@@ -115,7 +115,7 @@ def _check_same_run(run: Run, state: dict[str, Any]) -> None:
 def _training_values(fields: dict[str, Any]) -> dict[str, Any]:
     """`section.key` → value of what decides the weights; the dataset's path does not."""
     values = {}
-    for name in TRAINING_FIELDS:
+    for name in training_fields(fields["method"]):
         if isinstance(fields[name], dict):
             values.update({f"{name}.{key}": value for key, value in fields[name].items()})
         else:

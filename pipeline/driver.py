@@ -87,8 +87,9 @@ class _Invocation:
 
     def run(self) -> int:
         record.write(self.spec, self.storage, self.options.command, self.commit)
+        self._forget("unavailable")
         if self.options.retry_failed:
-            self._forget_failed()
+            self._forget("failed")
         if self._is_complete():
             self._print_end(fresh=False)
             return self._exit_code()
@@ -196,10 +197,11 @@ class _Invocation:
         expected = [cell.cell_id for owned in cells.values() for cell in owned]
         self._write_state("complete" if whole else "partial", expected)
 
-    def _forget_failed(self) -> None:
+    def _forget(self, status: str) -> None:
+        """Trials that ended so are tried again."""
         for trial in self.spec.trials:
             marker = read_marker(self.storage, trial.trial_id)
-            if marker is not None and marker["status"] == "failed":
+            if marker is not None and marker["status"] == status:
                 self.storage.remove(f"trials/{trial.trial_id}/done.json")
 
     def _write_state(self, state: str, cells: list[str] | None = None) -> None:
@@ -273,6 +275,12 @@ class _Invocation:
         failed = self.undone or any(marker.get("status") == "failed" for marker in markers)
         return SOME_FAILED if failed else COMPLETE
 
+    def _unavailable(self) -> list[str]:
+        """Why trials could not run here, each reason once."""
+        markers = [read_marker(self.storage, t.trial_id) or {} for t in self.spec.trials]
+        reasons = [str(m["error"]) for m in markers if m.get("status") == "unavailable"]
+        return list(dict.fromkeys(reasons))
+
     def _page(self) -> str:
         """Where the report is, and how to look at it if that is a bucket."""
         if self.storage.is_local:
@@ -302,6 +310,8 @@ class _Invocation:
             marker = read_marker(self.storage, trial.trial_id) or {}
             if marker.get("status") == "failed":
                 lines.append(f"failed   {self.spec.label(trial)}: {marker['error']}")
+        for reason in self._unavailable():
+            lines.append(f"missing  {reason}; then the same command")
         for row in self.undone:
             where = f"{row['env']} {row['point'] or 'floors'} seed={row['seed']} {row['stage']}"
             lines.append(f"failed   {where}: {row['error'] or 'not evaluated'}")

@@ -163,7 +163,16 @@ class Progress:
 
     def counts(self) -> str:
         """`3 done, 2 running, 10 waiting`."""
-        order = ("done", "diverged", "failed", "stopped", "paused", "running", "waiting")
+        order = (
+            "done",
+            "diverged",
+            "failed",
+            "stopped",
+            "unavailable",
+            "paused",
+            "running",
+            "waiting",
+        )
         found = [row["status"] for row in self.rows.values()]
         return ", ".join(f"{found.count(name)} {name}" for name in order if name in found)
 

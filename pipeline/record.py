@@ -28,13 +28,14 @@ def merge(spec: Spec, storage: Storage) -> Spec:
     if stored is None:
         return spec
     specs.check_base(stored["base"], json.loads(json.dumps(spec.base)), spec.folder)
+    base = {key: value for key, value in stored["base"].items() if "axis." in key} | spec.base
     known = {trial.trial_id for trial in spec.trials}
     older = [trial for trial in stored_trials(stored) if trial.trial_id not in known]
     trials = sorted(
         (*spec.trials, *older),
-        key=lambda t: (spec.worlds.index(spec.world(t)), t.config.loss.lam, t.point, t.config.seed),
+        key=lambda t: (spec.worlds.index(spec.world(t)), t.config.lam or 0, t.point, t.config.seed),
     )
-    return replace(spec, trials=tuple(trials))
+    return replace(spec, trials=tuple(trials), base=base)
 
 
 def stored_trials(stored: Mapping[str, Any]) -> list[Trial]:

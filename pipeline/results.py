@@ -39,7 +39,7 @@ def keys_of(spec: Spec, trial: Trial) -> Row:
         "env": config.data.env,
         "profile": spec.profile,
         "point": trial.point,
-        "lam": config.loss.lam if spec.knows_lam else None,
+        "lam": config.lam if spec.knows_lam else None,
         "seed": config.seed,
     }
 
@@ -73,6 +73,7 @@ def write_tables(
         "trials": _frame("trials", [_trial_row(spec, storage, t, run_ids) for t in spec.trials]),
         "attempts": _frame("attempts", _attempt_rows(spec, storage)),
         "curves": _curves(spec, storage),
+        "loss_terms": _loss_terms(spec, storage),
     }
     cell_rows: list[Row] = []
     parts: Parts = {stage: [] for stage in STAGE_SCHEMAS}
@@ -183,6 +184,25 @@ def _curves(spec: Spec, storage: Storage) -> pl.DataFrame:
             frame = frame.filter(pl.col("step") < stopped[trial.trial_id]["step"])
         frames.append((keys_of(spec, trial), frame))
     return consolidate(frames, "curves")
+
+
+def _loss_terms(spec: Spec, storage: Storage) -> pl.DataFrame:
+    """The terms of losses beside those that `curves` has columns for, one row per step and term."""
+    own = {n: SCHEMAS["loss_terms"][n] for n in ("step", "term", "value")}
+    frames = []
+    for trial in spec.trials:
+        content = _curve_bytes(storage, trial.trial_id)
+        first = parse_rows(content.partition(b"\n")[0])
+        terms = [key for row in first for key in row if key not in SCHEMAS["curves"]]
+        if not terms:
+            continue
+        long = [
+            {"step": row["step"], "term": term, "value": row.get(term)}
+            for row in parse_rows(content)
+            for term in terms
+        ]
+        frames.append((keys_of(spec, trial), make_frame(long, own).drop_nulls("value")))
+    return consolidate(frames, "loss_terms")
 
 
 def _curve(storage: Storage, trial_id: str) -> pl.DataFrame:

@@ -15,15 +15,16 @@ from typing import Any
 from lewm.config import (
     EVALUATION_FIELDS,
     RECIPE_VERSION,
-    TRAINING_FIELDS,
     Config,
     digest,
     lay,
     make_config,
     non_default,
+    training_fields,
     trial_id,
 )
 from pipeline.arguments import check_seeds
+from pipeline.axes import Axes, Overrides, Point, check_settings, make_axes
 from pipeline.search import next_round
 from pipeline.search.checks import check_alone, check_objective, check_rungs
 from pipeline.search.settings import Search, Suggestion, canonical, parse_search
@@ -38,14 +39,14 @@ from pipeline.shipped import (
     load_toml,
 )
 
-Overrides = dict[str, Any]
 STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
-METHOD_NAMES = ("lewm",)
+METHOD_NAMES = ("lewm", "pldm")
 PLANNER_NAMES = ("cem", "icem", "mppi", "gradient", "random", "zero")
 SWEEP_KEYS = {
-    "name", "question", "method", "env", "seeds", "stages", "search", "grid", "set", "evaluate",
+    "name", "question", "method", "env", "seeds", "stages", "search", "grid", "axis", "set", "evaluate",
     "profile",
 }  # fmt: skip
+PROFILE_KEYS = {"grid", "axis", "set", "search", "seeds", "stages", "envs", "env", "method"}
 NOT_SWEPT = ("planning", "latents", "probing", "surprise", "examples", "run", "seed", "method")
 NOT_EVALUATION = ("model", "loss", "data", "optim", "run", "seed")
 
@@ -143,8 +144,9 @@ class Spec:
         return next(world for world in self.worlds if (world.method, world.env) == place)
 
     def label(self, trial: Trial) -> str:
-        """A trial for readers: its world if there are several, its point, its seed."""
-        parts = [trial.config.data.env] if len(self.worlds) > 1 else []
+        """A trial for readers: of its world what others differ in, its point, its seed."""
+        parts = [trial.config.method] if len({world.method for world in self.worlds}) > 1 else []
+        parts += [trial.config.data.env] if len(self.envs) > 1 else []
         parts += [trial.point] if trial.point else []
         return " ".join([*parts, f"seed={trial.config.seed}"])
 
@@ -166,7 +168,9 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
         worlds.append(world)
         bases[world.name] = plan.base(fixed, fingerprint)
         trials += [
-            _make_trial({**fixed, **point, "seed": seed}, plan.axes, fingerprint)
+            _make_trial(
+                {**fixed, **point.overrides, "seed": seed}, plan.keys, point.named, fingerprint
+            )
             for point, seed in plan.first_trials()
         ]
         plan.check_search(world, fixed)
@@ -197,7 +201,9 @@ def extend(spec: Spec, suggestions: Iterable[Suggestion]) -> tuple[Spec, list[Tr
     """
     shared = flatten(spec.trials[0].config)
     trials = [
-        _make_trial({**shared, **s.overrides, "seed": s.seed}, spec.search.keys, spec.fingerprint)
+        _make_trial(
+            {**shared, **s.overrides, "seed": s.seed}, spec.search.keys, {}, spec.fingerprint
+        )
         for s in suggestions
     ]
     known = {trial.trial_id for trial in spec.trials}
@@ -214,11 +220,7 @@ class _Plan:
         self.table = table = load_toml(find_sweep(request.sweep))
         check_keys(table, SWEEP_KEYS, self.where)
         self.of_profile = table.get("profile", {}).get(request.profile, {})
-        check_keys(
-            self.of_profile,
-            {"grid", "set", "search", "seeds", "stages", "env"},
-            f"{self.where}, profile table",
-        )
+        check_keys(self.of_profile, PROFILE_KEYS, f"{self.where}, profile table")
         self.profile = load_profile(request.profile)
         self.methods = self._names("method", "lewm", METHOD_NAMES)
         self.envs = self._names("env", "two_room", env_names())
@@ -226,21 +228,7 @@ class _Plan:
         self.search = parse_search(
             {**_table(table, "search", self.where), **of_profile}, self.where
         )
-        self.grid = {
-            **_table(table, "grid", self.where),
-            **_table(self.of_profile, "grid", self.where),
-            **request.grid,
-        }
-        self.evaluate_grid = table.get("evaluate", {}).get("grid", {})
-        _check_grid(self.grid, self.where, NOT_SWEPT)
-        _check_grid(self.evaluate_grid, f"{self.where}: evaluate", NOT_EVALUATION)
-        for key in self.search.keys:
-            if key.split(".")[0] in NOT_SWEPT:
-                raise ValueError(
-                    f"{self.where}: {key!r} cannot be searched: it changes no training"
-                )
-        _check_overrides(request.overrides, {**self.grid, **self.evaluate_grid}, self.search)
-        self.axes = (*self.grid, *self.search.keys)
+        self._read_axes()
         self.seeds = check_seeds(
             request.seeds or self.of_profile.get("seeds", table.get("seeds", [0])), self.where
         )
@@ -249,13 +237,39 @@ class _Plan:
             choice(stage, STAGE_NAMES, f"{self.where}: stages")
         if self.search.is_adaptive:
             given = [request.seeds, self.of_profile.get("seeds"), table.get("seeds")]
-            check_alone(self.search, self.grid, any(given), self.methods, self.envs, self.where)
+            axes = self.axes.values
+            check_alone(self.search, axes, any(given), self.methods, self.envs, self.where)
 
-    def first_trials(self) -> list[tuple[Overrides, int]]:
+    def _read_axes(self) -> None:
+        """The axes over training and those over evaluation only."""
+        settings = check_settings(self.table.get("axis", {}), self.where)
+        own = check_settings(self.of_profile.get("axis", {}), f"{self.where}, profile table")
+        settings = {
+            name: settings.get(name, {}) | own.get(name, {}) for name in {**settings, **own}
+        }
+        grid = {
+            **_table(self.table, "grid", self.where),
+            **_table(self.of_profile, "grid", self.where),
+        }
+        of_evaluation = self.table.get("evaluate", {}).get("grid", {})
+        self.axes = make_axes({**grid, **self.request.grid}, settings, NOT_SWEPT, self.where)
+        self.evaluation_axes = make_axes(
+            of_evaluation, settings, NOT_EVALUATION, f"{self.where}: evaluate"
+        )
+        for key in self.search.keys:
+            if key.split(".")[0] in NOT_SWEPT:
+                raise ValueError(
+                    f"{self.where}: {key!r} cannot be searched: it changes no training"
+                )
+        swept = (*self.axes.keys, *self.evaluation_axes.keys)
+        _check_overrides(self.request.overrides, swept, self.search)
+        self.keys = (*self.axes.plain, *self.search.keys)
+
+    def first_trials(self) -> list[tuple[Point, int]]:
         """Points and seeds that are known before anything has been trained."""
         if self.search.is_adaptive:
-            return [(s.overrides, s.seed) for s in next_round(self.search, [])]
-        return [(point, seed) for point in _product(self.grid) for seed in self.seeds]
+            return [(Point(s.overrides, {}), s.seed) for s in next_round(self.search, [])]
+        return [(point, seed) for point in self.axes.points() for seed in self.seeds]
 
     def check_search(self, world: World, fixed: Overrides) -> None:
         """Refuses a search that the trials of a world cannot follow."""
@@ -264,12 +278,12 @@ class _Plan:
         if self.search.is_adaptive:
             check_objective(self.search, self.stages, _successes(world), self.where)
         if self.search.early_stopping is not None:
-            first = next(iter(self.first_trials()))[0]
+            first = next(iter(self.first_trials()))[0].overrides
             check_rungs(self.search.early_stopping, make_config({**fixed, **first}), self.where)
 
     def _names(self, key: str, default: str, known: Sequence[str]) -> tuple[str, ...]:
         """The methods or environments: one name or a list, by the command line if it says so."""
-        given = self.request.envs if key == "env" and self.request.envs else None
+        given = (self.request.envs or self.of_profile.get("envs")) if key == "env" else None
         value = given or self.table.get(key, default)
         names = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not names or len(set(names)) != len(names):
@@ -277,25 +291,29 @@ class _Plan:
         return tuple(choice(name, known, f"{self.where}: {key}") for name in names)
 
     def fixed(self, method: str, env: str) -> Overrides:
-        """Every setting of a world that no axis sweeps."""
+        """Every setting of a world that no axis sweeps; what a composite axis sets is where it begins."""
         per_env = self.of_profile.get("env", {}).get(env, {})
+        per_method = self.of_profile.get("method", {}).get(method, {})
         fixed = lay(
             {"method": method, "data.env": env},
             *layers(self.profile, env, method),
             _table(self.table, "set", self.where),
             _table(self.of_profile, "set", self.where),
             _table(per_env, "set", self.where),
+            _table(per_method, "set", self.where),
             self.request.overrides,
         )
         if self.request.dataset is not None:
             fixed["data.dataset"] = self.request.dataset
-        return {k: v for k, v in fixed.items() if k not in {*self.axes, *self.evaluate_grid}}
+        return {
+            k: v for k, v in fixed.items() if k not in {*self.keys, *self.evaluation_axes.plain}
+        }
 
     def world(self, method: str, env: str, fixed: Overrides) -> World:
         """One method in one environment with its evaluation settings."""
         variants = tuple(
-            (canonical(point), make_config({**fixed, **point, "seed": 0}))
-            for point in _product(self.evaluate_grid)
+            (_eval_point(point, self.evaluation_axes), make_config({**fixed, **point.overrides}))
+            for point in self.evaluation_axes.points()
         )
         per_env = self.profile.get("env", {}).get(env, {})
         estimate = {**self.profile.get("estimate", {}), **per_env.get("estimate", {})}
@@ -305,7 +323,7 @@ class _Plan:
     def extra(self) -> Overrides:
         """The overrides that make another sweep of it, with a folder of its own."""
         chosen = self.request.overrides.items()
-        extra = {k: v for k, v in chosen if k not in self.evaluate_grid}
+        extra = {k: v for k, v in chosen if k not in self.evaluation_axes.keys}
         if self.request.dataset is not None:
             extra["data.dataset"] = Path(self.request.dataset).name
         if self.request.envs is not None and len(self.request.envs) > 1:
@@ -315,17 +333,22 @@ class _Plan:
     def base(self, fixed: Overrides, fingerprint: str | None) -> dict[str, Any]:
         """What the trials of a world share, flat."""
         config = make_config({**fixed, "seed": 0})
-        data = non_default(config, (*TRAINING_FIELDS, *EVALUATION_FIELDS))
+        data = non_default(config, (*training_fields(config.method), *EVALUATION_FIELDS))
         flat = {
             f"{section}.{key}" if isinstance(value, dict) else section: leaf
             for section, value in data.items()
             for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
         }
-        swept = {"seed", *self.axes, *self.evaluate_grid}
+        swept = {"seed", *self.keys, *self.evaluation_axes.plain}
         flat = {k: v for k, v in flat.items() if k not in swept}
         if fingerprint is not None:
             flat["data.dataset"] = fingerprint
-        axes = {"swept": sorted(self.axes), "swept_evaluation": dict(self.evaluate_grid)}
+        axes = {
+            "swept": sorted((*self.axes, *self.search.keys)),
+            "swept_evaluation": dict(self.evaluation_axes.values),
+            **self.axes.definitions(),
+            **self.evaluation_axes.definitions(),
+        }
         search = {f"search.{key}": value for key, value in self.search.lasting().items()}
         return {"recipe": RECIPE_VERSION, "stages": list(self.stages), **axes, **search, **flat}
 
@@ -351,10 +374,19 @@ def make_world(
     return World(method, env, variants, used, estimate)
 
 
-def _make_trial(overrides: Overrides, axes: Iterable[str], fingerprint: str | None) -> Trial:
+def _make_trial(
+    overrides: Overrides, keys: Iterable[str], named: Overrides, fingerprint: str | None
+) -> Trial:
+    """A trial whose point names the values of some config keys and of composite axes."""
     config = make_config(overrides)
     flat = flatten(config)
-    return Trial(trial_id(config, fingerprint), config, canonical({key: flat[key] for key in axes}))
+    point = canonical({key: flat[key] for key in keys} | named)
+    return Trial(trial_id(config, fingerprint), config, point)
+
+
+def _eval_point(point: Point, axes: Axes) -> str:
+    """The canonical string of one setting of the evaluation axes."""
+    return canonical({name: point.overrides[name] for name in axes.plain} | point.named)
 
 
 def _successes(world: World) -> list[str]:
@@ -391,7 +423,8 @@ def check_base(stored: Mapping[str, Any], new: Mapping[str, Any], folder: str) -
     """
     for key in sorted({*stored, *new}, key=lambda key: (key != "worlds", key)):
         was, now = stored.get(key, "(default)"), new.get(key, "(default)")
-        if was != now:
+        is_new_value = "axis." in key and "(default)" in (was, now)
+        if was != now and not is_new_value:
             raise ValueError(
                 f"sweep {folder!r} was begun with {key} = {was}, now {now}: put it back, or give the "
                 "sweep another name (copy its TOML and change `name`)"
@@ -409,24 +442,7 @@ def flatten(config: Config) -> Overrides:
     return flat
 
 
-def _product(grid: Mapping[str, Sequence[Any]]) -> Iterable[Overrides]:
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def _check_grid(grid: Mapping[str, Any], where: str, forbidden: tuple[str, ...]) -> None:
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise ValueError(
-                f"{where}: grid {key!r} needs a non-empty list of values, got {values!r}"
-            )
-        if len({repr(value) for value in values}) != len(values):
-            raise ValueError(f"{where}: grid {key!r} has a value twice: {values}")
-        if key.split(".")[0] in forbidden:
-            raise ValueError(f"{where}: {key!r} cannot be an axis of this grid")
-
-
-def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any], search: Search) -> None:
+def _check_overrides(overrides: Mapping[str, Any], axes: Sequence[str], search: Search) -> None:
     """Refuses `--set` where it would be ignored, or where another option says it."""
     options = {"data.env": "--env", "data.dataset": "--dataset", "seed": "--seeds"}
     for key in overrides:
@@ -435,7 +451,7 @@ def _check_overrides(overrides: Mapping[str, Any], axes: Mapping[str, Any], sear
                 f"--set {key}: this sweep's search chooses it; its range is in [search]"
             )
         if key in axes:
-            raise ValueError(f"--set {key}: it is an axis of this sweep; use --grid {key}=...")
+            raise ValueError(f"--set {key}: an axis of this sweep sets it; use --grid {key}=...")
         if key in options:
             raise ValueError(f"--set {key}: use {options[key]}")
 

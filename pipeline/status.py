@@ -25,7 +25,7 @@ from pipeline.survey import Row, Seen, expected_cells, find_sweep, newest_errors
 
 OK, BAD_INPUT = 0, 2
 WATCH_S = 5.0
-STATES = ("done", "diverged", "failed", "stopped", "running", "waiting")
+STATES = ("done", "diverged", "failed", "stopped", "unavailable", "running", "waiting")
 PAID_FOR = ("gpu", "cpu", "trial")
 SHOWN_ERRORS, SHOWN_RUNNING = 5, 12
 

@@ -27,7 +27,13 @@ GATHER_S, MOST_PAUSE_S = 5.0, 60.0
 """Rows are gathered this long before a request; after failed ones the pause doubles."""
 CURVE_METRICS = ("val_pred_loss", "loss", "pred_loss", "sigreg_loss", "grad_norm", "lr", "mean_std")
 """The first is the one that MLflow's comparison page draws before anything is chosen there."""
-END_STATES = {"done": "FINISHED", "stopped": "KILLED", "diverged": "FAILED", "failed": "FAILED"}
+END_STATES = {
+    "done": "FINISHED",
+    "stopped": "KILLED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+    "unavailable": "KILLED",
+}
 """MLflow's word for how a trial ended; the tag `lewm.status` holds ours."""
 LONGEST_TAG, LONGEST_PARAM = 5000, 6000
 """Characters a server takes; experiments' tags are the shortest."""

@@ -38,6 +38,8 @@ Report = Callable[[dict[str, Any]], None]
 
 OUT_OF_MEMORY, PAUSED = "out of memory", "paused"
 """What a trial without a marker reports: it did not fit beside its neighbours, or it reached a rung."""
+TRIED_AGAIN = ("failed", "unavailable")
+"""States of a marker that no trial goes by which is asked for again."""
 
 
 class OwnershipLost(RuntimeError):
@@ -108,7 +110,7 @@ def mlflow_params(task: TrialTask) -> dict[str, Any]:
         "method": config.method,
         "env": config.data.env,
         "profile": task.profile,
-        "lam": config.loss.lam,
+        **({} if config.lam is None else {"lam": config.lam}),
         "seed": config.seed,
         **{key: value for key, value in swept.items() if key != "loss.lam"},
     }
@@ -141,7 +143,7 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     """
     storage = Storage(task.storage)
     finished = read_marker(storage, task.trial_id)
-    if finished is not None and finished["status"] != "failed":
+    if finished is not None and finished["status"] not in TRIED_AGAIN:
         return finished
     own = () if task.driver is None else (task.driver,)
     lease = Lease(storage, f"{task.key}/owner.json", task.driver, (*task.void, *own))
@@ -157,7 +159,7 @@ def _wait_for_lease(storage: Storage, lease: Lease, trial_id: str) -> dict[str, 
     while lease.acquire() is not None:
         time.sleep(0.5)
     finished = read_marker(storage, trial_id)
-    if finished is not None and finished["status"] != "failed":
+    if finished is not None and finished["status"] not in TRIED_AGAIN:
         lease.release()
         return finished
     return None
@@ -238,9 +240,13 @@ class _Upload:
 def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
     """Trains, and says what came out."""
     from lewm.checkpoint import load_method
+    from lewm.methods import method_class
     from lewm.train import pick_device, train
 
     config = task.config
+    reason = method_class(config.method).unavailable(config)
+    if reason is not None:
+        return {"status": "unavailable", "error": reason}
     expected = task.dataset_hash if config.data.dataset is not None else None
     result = train(config, local, local_copy(task.dataset, expected), upload)
     _, method, _, _ = load_method(local / "checkpoint.pt", "cpu")

@@ -20,8 +20,10 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {"reports"}, {"torch", "ray", "mlflow"}
     name = module.removeprefix("pipeline").removeprefix(".")
     top = name.split(".")[0]
-    if top in ("spec", "shipped", "arguments"):
-        rooms = {f"pipeline.{room}" for room in ("storage", "shipped", "arguments", "search")}
+    if top in ("spec", "shipped", "arguments", "axes"):
+        rooms = {
+            f"pipeline.{room}" for room in ("storage", "shipped", "arguments", "axes", "search")
+        }
         return {"lewm.config"} | rooms, {"torch", "ray", "mlflow"}
     if top == "search":
         rooms = {"search", "spec", "shipped", "storage", "tables", "stats", "progress"}

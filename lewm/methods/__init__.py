@@ -39,6 +39,11 @@ class Method(nn.Module):
     latent_dim: int
     terms: tuple[str, ...] = ()
 
+    @classmethod
+    def unavailable(cls, config: Config) -> str | None:
+        """Why the method cannot run on this machine, in one line with the mend; None if it can."""
+        return None
+
     @property
     def num_params(self) -> int:
         """Number of trainable parameters."""
@@ -94,6 +99,21 @@ METHODS: dict[str, str] = {
 }
 
 
+def method_class(name: str) -> type[Method]:
+    """The class of a method, imported on use.
+
+    Raises:
+        ValueError: unknown, naming the known ones and the nearest.
+    """
+    if name not in METHODS:
+        raise ValueError(
+            f"unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}"
+        )
+    module, _, attribute = METHODS[name].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
 def make_method(config: Config, action_dim: int) -> Method:
     """A freshly initialised method, drawing from torch's global generator.
 
@@ -101,13 +121,7 @@ def make_method(config: Config, action_dim: int) -> Method:
         action_dim: of the environment; a block has `data.action_block` times as many numbers.
 
     Raises:
-        ValueError: unknown `method`, naming the known ones and the nearest.
+        ValueError: unknown `method`.
     """
-    if config.method not in METHODS:
-        raise ValueError(
-            f"unknown method {config.method!r}{nearest(config.method, METHODS)}; "
-            f"known: {', '.join(METHODS)}"
-        )
-    module, _, name = METHODS[config.method].partition(":")
-    method: Method = getattr(importlib.import_module(module), name)(config, action_dim)
-    return method
+    make: Callable[[Config, int], Method] = method_class(config.method)
+    return make(config, action_dim)

@@ -120,7 +120,7 @@ def search_rows(
             _place(spec)
             | {
                 "point": trial.point,
-                "lam": trial.config.loss.lam,
+                "lam": trial.config.lam,
                 "strategy": search.strategy,
                 "order": suggestion["order"],
                 "objective": search.objective,

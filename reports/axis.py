@@ -73,6 +73,13 @@ class PointAxis:
         }
 
 
+def category_axis(names: Iterable[str], title: str) -> PointAxis:
+    """Names one beside the other, in their order."""
+    places = enumerate(dict.fromkeys(names))
+    slots = tuple(Slot(name, name, name, float(place)) for place, name in places)
+    return PointAxis(slots, title, 1.0, None, ordered=False)
+
+
 def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
     """The axis over (point, lam) pairs: λ where λ alone is swept, else one equal step per point."""
     known = sorted(set(points), key=lambda pair: (pair[1] is None, pair[1] or 0.0, pair[0]))

@@ -12,7 +12,18 @@ import polars as pl
 import vl_convert
 from markupsafe import Markup
 
-from reports import evaluation, next_run, prose, search, sections, stability, text, training, views
+from reports import (
+    evaluation,
+    next_run,
+    prose,
+    rivals,
+    search,
+    sections,
+    stability,
+    text,
+    training,
+    views,
+)
 from reports.figures import MAX_TABLE_ROWS, Figure
 from reports.success import answers, file_name, seeds_figure, success_figure, success_table
 from reports.theme import chart_config, css, page_config
@@ -36,7 +47,9 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
     chapters = [
         _chapter(world, number, points, meta, len(worlds)) for number, world in enumerate(worlds)
     ]
-    figures = [figure for chapter in chapters for figure in chapter["figures"]]
+    methods = rivals.method_sections(worlds)
+    figures = [section["figure"] for section in methods]
+    figures += [figure for chapter in chapters for figure in chapter["figures"]]
     charts = {"config": page_config(lams), "figures": {f.name: f.page() for f in figures}}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -51,6 +64,7 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         title=_title(meta, worlds),
         question=meta.get("question") or "Is it stable, at which λ, and how do we know?",
         chapters=chapters,
+        methods=methods,
         overview=sections.overview(worlds) if len(worlds) > 1 else [],
         provenance=sections.provenance(meta, tables),
         citation=prose.citation(meta),
@@ -69,12 +83,14 @@ def figures_svg(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> 
     points = _points(tables)
     config = chart_config(False, [lam for _, lam in points]) | {"background": "white"}
     config["font"] = "Arial, Helvetica, sans-serif"
-    pictures = {}
     found = views.worlds(tables, meta)
+    figures = [section["figure"] for section in rivals.method_sections(found)]
     for number, world in enumerate(found):
-        for figure in _figures(world, number, points):
-            spec = {**figure.static(), "config": config}
-            pictures[figure.name] = _own_ids(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
+        figures += _figures(world, number, points)
+    pictures = {}
+    for figure in figures:
+        spec = {**figure.static(), "config": config}
+        pictures[figure.name] = _own_ids(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
     return pictures
 
 
@@ -114,6 +130,7 @@ def _groups(world: views.World, number: int, points: list[tuple[str, float]]) ->
             success_figure(world, s, file_name(prefix, "success", s), 260 if i else 320)
             for i, s in enumerate(settings)
         ],
+        "planners": [section["figure"] for section in rivals.setting_sections(world)],
         "seeds": [seeds] if seeds else [],
         "health": training.health_figures(world, f"{prefix}latents"),
         "curves": training.curve_figures(world, f"{prefix}train", [point for point, _ in points]),
@@ -157,6 +174,7 @@ def _chapter(
         ],
         "finding": finding,
         "settings": [success_table(world, setting) for setting in settings],
+        "rivals": rivals.setting_sections(world),
         "stable": [stability.stability_table(world, setting) for setting in settings],
         "collapse_rule": stability.collapse_rule(world),
         "lams": [(places.index(slot.point), slot.name) for slot in world.axis.slots],

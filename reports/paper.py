@@ -209,9 +209,7 @@ def _differences(world: World, setting: Row, prefix: str) -> PaperTable:
     """Points against the best point and the floors."""
     rows, margins = [], set()
     for row in world.rows("comparison", metric="success", **setting):
-        other = row["other"] or ""
-        name = world.axis.name(other) if row["other_kind"] == "point" else FLOORS.get(other, other)
-        rows.append((world.axis.name(row["point"]), name, *difference_cells(row)))
+        rows.append((world.axis.name(row["point"]), _other(world, row), *difference_cells(row)))
         margins.add(row["margin"])
     known = sorted(value for value in margins if value is not None)
     margin = ", ".join(text.points(value).lstrip("+") for value in known) or text.DASH
@@ -219,10 +217,18 @@ def _differences(world: World, setting: Row, prefix: str) -> PaperTable:
         f"Differences in success on the same seeds and start/goal pairs, {world.name}, "
         f"{views.setting_name(setting)}: in points, 95 % interval for new seeds and pairs, p after Holm "
         f"over the points of one question, p of a difference of at least {margin} points (two one-sided "
-        f"tests, each by itself), seeds in common."
+        f"tests, each by itself), seeds in common; other methods: the same pairs, separate seeds."
     )
     heads = ("point", "against", "difference", "95 % interval", "p", "p, equivalence", "seeds")
     return PaperTable(f"{prefix}differences", caption, heads, "llrrrrr", tuple(rows))
+
+
+def _other(world: World, row: Row) -> str:
+    """What a point is compared with, for readers."""
+    other = str(row["other"] or "")
+    if row["other_kind"] == "point":
+        return world.axis.name(other)
+    return text.method(other) if row["other_kind"] == "method" else FLOORS.get(other, other)
 
 
 def difference_cells(row: Row) -> Cells:

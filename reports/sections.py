@@ -43,7 +43,7 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
 
 
 def _place(world: World) -> str:
-    return f"{text.world(world.key['env'])} ({world.key['method']})"
+    return f"{text.world(world.key['env'])} ({text.method(world.key['method'])})"
 
 
 def trial_rows(world: World) -> list[Row]:

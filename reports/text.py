@@ -76,6 +76,14 @@ def world(env: str) -> str:
     return "-".join(part.capitalize() for part in env.split("_"))
 
 
+METHODS = {"lewm": "LeWM", "pldm": "PLDM", "dino_wm": "DINO-WM"}
+
+
+def method(name: str) -> str:
+    """`dino_wm` as `DINO-WM`."""
+    return METHODS.get(name) or name.replace("_", " ")
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a reader's unit."""
     if seconds is None:

@@ -32,9 +32,7 @@ class World:
     @property
     def name(self) -> str:
         """The world for readers."""
-        return (
-            f"{self.key['method']} in {text.world(self.key['env'])}, {self.key['profile']} profile"
-        )
+        return f"{text.method(self.key['method'])} in {text.world(self.key['env'])}, {self.key['profile']} profile"
 
     def rows(self, table: str, **where: Any) -> list[Row]:
         """Rows of a table of this world with the given values, by λ, then point."""

@@ -111,6 +111,28 @@ def make_tables(
     return {name: sort_rows(make_frame(found, SCHEMAS[name])) for name, found in rows.items()}
 
 
+def relabelled(frame: pl.DataFrame, seed: int, fewer: float, **fields: Any) -> pl.DataFrame:
+    """A copy of a method's rows under other labels, a share of its successes taken away."""
+    frame = frame.filter(pl.col("method") == "lewm")
+    changed = [pl.lit(value).alias(name) for name, value in fields.items()]
+    if "success" in frame.columns:
+        kept = np.random.default_rng(seed).random(frame.height) >= fewer
+        changed.append((pl.col("success") & pl.Series(kept)).alias("success"))
+    return frame.with_columns(*changed)
+
+
+def with_methods(fewer: dict[str, float]) -> dict[str, pl.DataFrame]:
+    """The synthetic sweep with further methods, whose trials are their own."""
+    tables = make_tables()
+    for name in ("trials", "planning", "cells", "curves", "latents"):
+        parts = [tables[name]]
+        for seed, (method, share) in enumerate(fewer.items()):
+            part = relabelled(tables[name], seed, share, method=method)
+            parts.append(part.with_columns(trial_id=pl.col("trial_id") + f"-{method}"))
+        tables[name] = pl.concat(parts)
+    return tables
+
+
 def _at(table: dict[float, float], lam: float) -> float:
     """The table's value, between its λ > 0 interpolated in log λ."""
     if lam in table:

@@ -9,7 +9,7 @@ import polars as pl
 from pipeline import stats
 from pipeline.comparison.points import Match, Row, Sweep
 from pipeline.stages.stability import words
-from pipeline.stages.stability.compare import MARGIN
+from pipeline.stages.stability.differences import MARGIN
 from pipeline.stages.stability.episodes import GROUP, Episodes, Pair, read_episodes
 from pipeline.stages.stability.measure import LOWER_IS_BETTER, PLACE
 

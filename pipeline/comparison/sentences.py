@@ -7,7 +7,7 @@ import polars as pl
 
 from pipeline.comparison.points import Match, Row, Sweep, by_lam
 from pipeline.stages.stability import words
-from pipeline.stages.stability.compare import MARGIN
+from pipeline.stages.stability.differences import MARGIN
 from pipeline.stages.stability.episodes import GROUP
 from pipeline.stages.stability.summarise import strictest_first
 

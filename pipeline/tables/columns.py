@@ -138,7 +138,7 @@ COLUMNS = {
     "num_diverged": "runs that diverged",
     "num_failed": "runs that failed",
     "other": "what it is compared with",
-    "other_kind": "`point`, `floor`, `control`, `published`, `sweep` or `method`",
+    "other_kind": "`point`, `floor`, `control`, `published`, `sweep`, `method` (best points) or `setting` (planner with its evaluation settings, best points)",
     "paired": "whether the same seeds (and pairs or clips) were set against each other",
     "diff": "mean difference, this one less the other, in the metric's unit",
     "p_improvement": "probability that a run of this one beats a run of the other",

@@ -2,8 +2,9 @@
 
 Runs once per sweep over all its tables, needs no model and no machine. `measure` reduces every run to
 one number per metric and describes the spread over seeds, `compare` sets points against the best point,
-the floors and the control, `decide` says which point and how sure, `spread` where the variance comes from
-and what to run next; `summarise` collects it, `findings` puts it into sentences.
+the floors and the control, `rivals` methods and planners against each other, `decide` says which point
+and how sure, `spread` where the variance comes from and what to run next; `summarise` collects it,
+`findings` puts it into sentences.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Points against the best point and the floors on the same pairs, surprise against its control."""
+"""Points against the best point, the floors, published values and each other; surprise against its control."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,15 @@ import numpy as np
 import polars as pl
 
 from pipeline import stats
+from pipeline.stages.stability import rivals
+from pipeline.stages.stability.differences import MARGIN, fields_of, method_of, paired
 from pipeline.stages.stability.episodes import GROUP, Episodes, Matrix, Pair
 from pipeline.stages.stability.measure import POINT, TWO_WAY
 from pipeline.tables import SCHEMAS, make_frame
 
 T_OVER_CLIPS = "95 % t over clips, each averaged over seeds"
-MARGIN = 0.1
-"""Success rates closer than this count as practically equal (plateau, equivalence)."""
+FAMILIES = {"method": GROUP[1:], "setting": (*GROUP[:4], "other")}
+"""What the comparisons adjusted together have in common, by kind; else their setting and other side."""
 
 Row = dict[str, Any]
 
@@ -49,6 +51,7 @@ def compare(
     best = best_points(stability)
     rows = _against_best_and_floors(tables, best, episodes)
     rows += _against_published(best, episodes, published)
+    rows += rivals.against_methods(best, episodes) + rivals.against_settings(best, episodes)
     rows += _against_control(tables["surprise"])
     return make_frame(_adjusted(rows), SCHEMAS["comparison"])
 
@@ -77,12 +80,12 @@ def _against_best_and_floors(
                 improvement = stats.probability_of_improvement(scores, means)
                 base_best = {**base, "other": top, "other_kind": "point"}
                 differences = [vectors[seed] - rivals[seed] for seed in seeds if seed in rivals]
-                rows.append({**base_best, "p_improvement": improvement, **_paired(differences)})
+                rows.append({**base_best, "p_improvement": improvement, **paired(differences)})
             for floor, vector in floors.items():
                 improvement = stats.probability_of_improvement(scores, [float(vector.mean())])
                 differences = [own - vector for own in vectors.values()]
                 base_floor = {**base, "other": floor, "other_kind": "floor"}
-                rows.append({**base_floor, "p_improvement": improvement, **_paired(differences)})
+                rows.append({**base_floor, "p_improvement": improvement, **paired(differences)})
     return rows
 
 
@@ -104,8 +107,8 @@ def _against_published(
                 found = stats.against_value(matrix, one["value"], MARGIN)
                 at = {**group, "point": row["point"], "lam": row["lam"], "metric": "success"}
                 other = {"other": one["source"], "other_kind": "published", "paired": False}
-                design = {"num_pairs": matrix.shape[1], "ci_method": _method(found, TWO_WAY)}
-                rows.append({**at, **other, "margin": MARGIN, **design, **_fields(found)})
+                design = {"num_pairs": matrix.shape[1], "ci_method": method_of(found, TWO_WAY)}
+                rows.append({**at, **other, "margin": MARGIN, **design, **fields_of(found)})
     return rows
 
 
@@ -121,31 +124,6 @@ def _floor_vectors(planning: pl.DataFrame, group: Row, pairs: Sequence[Pair]) ->
         if pairs and all(pair in found for pair in pairs):
             vectors[floor] = np.array([found[pair] for pair in pairs])
     return vectors
-
-
-def _paired(differences: Sequence[Matrix]) -> Row:
-    """Paired over seeds and pairs; a point without a seed in common is not compared."""
-    if not differences:
-        return {"paired": False, "n": 0}
-    result = stats.paired_two_way(np.array(differences), MARGIN, bounds=(-1.0, 1.0))
-    design = {"num_pairs": len(differences[0]), "ci_method": _method(result, TWO_WAY)}
-    return {"paired": True, "margin": MARGIN, **design, **_fields(result)}
-
-
-def _method(result: stats.Comparison, name: str) -> str:
-    return name if result.interval else "none: one seed, or nothing varies"
-
-
-def _fields(result: stats.Comparison) -> Row:
-    interval = result.interval
-    return {
-        "diff": result.diff,
-        "ci_low": interval.low if interval else None,
-        "ci_high": interval.high if interval else None,
-        "p_value": result.p_value,
-        "p_equivalence": result.p_equivalence,
-        "n": result.n,
-    }
 
 
 def _against_control(surprise: pl.DataFrame) -> list[Row]:
@@ -175,23 +153,31 @@ def _against_control(surprise: pl.DataFrame) -> list[Row]:
                 "metric": "surprise_difference",
                 "other": "unperturbed clip",
                 "other_kind": "control",
-                "ci_method": _method(found, T_OVER_CLIPS),
+                "ci_method": method_of(found, T_OVER_CLIPS),
                 "paired": True,
                 "p_improvement": float((np.sign(clips) + 1).mean() / 2),
-                **_fields(found),
+                **fields_of(found),
             }
         )
     return rows
 
 
 def _adjusted(rows: list[Row]) -> list[Row]:
-    """The rows with Holm-adjusted p-values, a family being one question asked of several points."""
-    families: dict[tuple[Any, ...], list[int]] = {}
+    """The rows with Holm-adjusted p-values, a family being one question asked of several points.
+
+    Two methods are compared once, though each has a row.
+    """
+    families: dict[tuple[Any, ...], dict[Any, list[int]]] = {}
     for index, row in enumerate(rows):
         if row.get("p_value") is not None:
-            kind = [row.get(name) for name in (*GROUP, "metric", "event", "other", "other_kind")]
-            families.setdefault(tuple(kind), []).append(index)
-    for members in families.values():
-        for index, p_value in zip(members, stats.holm([rows[i]["p_value"] for i in members])):
-            rows[index]["p_adjusted"] = p_value
+            asked = FAMILIES.get(row["other_kind"], (*GROUP, "metric", "event", "other"))
+            family = (row["other_kind"], *(row.get(name) for name in asked))
+            both = frozenset((row["method"], row["other"]))
+            test = both if row["other_kind"] == "method" else index
+            families.setdefault(family, {}).setdefault(test, []).append(index)
+    for tests in families.values():
+        p_values = [rows[members[0]]["p_value"] for members in tests.values()]
+        for members, p_value in zip(tests.values(), stats.holm(p_values), strict=True):
+            for index in members:
+                rows[index]["p_adjusted"] = p_value
     return rows

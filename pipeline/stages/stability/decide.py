@@ -10,7 +10,7 @@ import polars as pl
 
 from pipeline import stats
 from pipeline.stages.stability import words
-from pipeline.stages.stability.compare import MARGIN
+from pipeline.stages.stability.differences import MARGIN
 from pipeline.stages.stability.episodes import GROUP, Episodes
 from pipeline.stages.stability.measure import EXACT_SEEDS, FLOOR_PLANNERS
 

@@ -21,6 +21,11 @@ def apart_from_lam(point: str) -> str:
     return " ".join(part for part in point.split(" ") if not part.startswith(LAM_KEY))
 
 
+def setting(planner: str, eval_point: str) -> str:
+    """A planner with its evaluation settings: `cem`, `cem planning.horizon=5`."""
+    return f"{planner} {eval_point}".strip()
+
+
 def percent(value: float) -> str:
     """A fraction as whole percent."""
     return f"{100 * value:.0f} %"

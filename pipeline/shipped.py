@@ -7,7 +7,7 @@ from typing import Any
 
 from lewm.config import nearest
 
-PROFILE_KEYS = {"about", "set", "env", "method", "estimate"}
+PROFILE_KEYS = {"about", "base", "set", "env", "method", "estimate"}
 
 
 def load_toml(path: Path) -> dict[str, Any]:
@@ -41,12 +41,22 @@ def find_sweep(name: str) -> Path:
 
 
 def load_profile(name: str) -> dict[str, Any]:
-    """A profile's TOML."""
+    """A profile's TOML, over that of its `base` where it names one."""
     table = load_toml(_shipped(package_folder() / "profiles", name, "profile"))
     check_keys(table, PROFILE_KEYS, f"profile {name!r}")
     for env in table.get("env", {}):
         choice(env, env_names(), f"profile {name!r}: env")
-    return table
+    base = table.pop("base", None)
+    return _over(load_profile(base), table) if base else table
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables within tables; where both have a value, the upper one's."""
+    merged = {**below, **above}
+    for key in set(below) & set(above):
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 def layers(profile: Mapping[str, Any], env: str, method: str) -> list[dict[str, Any]]:

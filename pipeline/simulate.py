@@ -3,24 +3,41 @@
 python -m pipeline.simulate lambda                              200 searches per strategy, 24 trials each
 python -m pipeline.simulate lambda --objective success_paper    on another final metric
 python -m pipeline.simulate lambda --margin 0.1 --budget 36     a wider plateau, more trials
+python -m pipeline.simulate pldm --against lambda               six weights beside one: searches replayed
 
 Takes the sweep's means and spread over seeds at every λ > 0 and lets grid, random, bisect and TPE search
 that curve, with the code that searches for real; only training is replaced by a draw. How many trials
 until the recommended λ is on the plateau, its true mean within the margin of the best, goes into the
 sweep's tables; the report plots it. Trains nothing; the same arguments give the same rows.
+
+With --against, SWEEP has searched several weights at random (sweeps/pldm.toml), and the sweep named there
+is one over λ of the same environment, profile and objective: searches of both are replayed on what was
+recorded, and the report shows success against trials.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
 from lewm.config import nearest
 from pipeline.progress import duration
 from pipeline.results import final_metrics
-from pipeline.search.settings import Bisect, Optuna, Search, load_search
+from pipeline.search import replay
+from pipeline.search.replay_rows import costs, replay_rows
+from pipeline.search.replay_rows import finding as replay_finding
+from pipeline.search.settings import (
+    Bisect,
+    Choices,
+    Optuna,
+    Overrides,
+    Range,
+    Search,
+    load_search,
+)
 from pipeline.search.simulation import (
     GRID_SEEDS,
     KEY,
@@ -66,6 +83,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--storage", default="runs", help="where it lives: a folder or s3://… (default: runs)")
     add("--objective", help="a final metric; default: the search's own, else strict success")
     add("--mode", choices=["max", "min"], default="max", help="which is better (default: max)")
+    add("--against", metavar="SWEEP", help="a finished sweep over λ to set this search beside")
     add("--margin", type=float, help="width of the plateau; default 0.05 (5 points) for rates")
     add("--budget", type=int, default=24, help="trials a search may spend (default: 24)")
     add("--repetitions", type=int, default=200, help="searches per strategy (default: 200)")
@@ -86,7 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: sweep {folder} is running; wait for it", file=sys.stderr)
             return ALREADY_RUNNING
         try:
-            lines = simulate_sweep(storage.at(f"sweeps/{folder}"), question, _Progress())
+            own = storage.at(f"sweeps/{folder}")
+            if args.against is None:
+                lines = simulate_sweep(own, question, _Progress(STRATEGIES))
+            else:
+                other = storage.at(f"sweeps/{find_sweep(args.against, storage)}")
+                search = load_search(stored.get("search"))
+                lines = replay_sweep(own, other, search, question, _Progress(replay.STRATEGIES))
         finally:
             lease.release()
     except (ValueError, OSError) as error:
@@ -185,6 +209,99 @@ def recorded_values(
     return values
 
 
+def replay_sweep(
+    sweep: Storage,
+    other: Storage,
+    search: Search,
+    question: Question,
+    progress: Callable[[str, int, int], None],
+) -> list[str]:
+    """Replays searches over several weights beside LeWM's over λ and writes the rows; returns what it found.
+
+    Args:
+        sweep: the folder of the sweep over several weights; its rows go into its tables.
+        other: the folder of a sweep over λ.
+
+    Raises:
+        ValueError: the sweeps do not fit each other or the question.
+    """
+    if not isinstance(search, Optuna):
+        raise ValueError(
+            f"{sweep.uri} has not searched several weights: its search is {search.kind!r}"
+        )
+    if not question.objective.startswith("success_") or question.mode != "max":
+        raise ValueError(
+            f"searches are replayed for a success rate, the more the better; got {question.objective!r}"
+        )
+    search = search.model_copy(update={"objective": question.objective})
+    tables, others = (
+        {name: read_table(folder, name) for name in ("trials", *METRIC_TABLES)}
+        for folder in (sweep, other)
+    )
+    world, against = _only_world(tables, sweep), _only_world(others, other)
+    if (world["env"], world["profile"]) != (against["env"], against["profile"]):
+        raise ValueError(
+            f"{sweep.uri} is {world['env']} at profile {world['profile']}, {other.uri} is {against['env']} "
+            f"at {against['profile']}: only the same can be set side by side"
+        )
+    values = recorded_values(others, against, question.objective)
+    curve = make_curve(values, question.objective.startswith("success_"))
+    pool = replay.make_pool(search, recorded_points(tables, search, question.objective))
+    steps = replay.run_all(
+        curve,
+        pool,
+        question.budget,
+        question.repetitions,
+        question.seed,
+        lambda strategy, done: progress(strategy, done, question.repetitions),
+    )
+    place = {**world, "metric": question.objective}
+    num_runs = sum(len(found) for lam, found in values.items() if lam > 0)
+    rows = replay_rows(place, curve, pool, num_runs, steps, question.budget)
+    write_rows(sweep, rows)
+    told = replay_finding(costs(curve, pool, steps, question.budget), question.budget)
+    floor = next(row["text"] for row in rows["summary"] if row["quantity"] == "search_floor")
+    return [
+        f"pools    {floor}",
+        f"found    {told}",
+        f"n        {question.repetitions} searches each",
+    ]
+
+
+def _only_world(tables: Mapping[str, pl.DataFrame], sweep: Storage) -> Row:
+    worlds = tables["trials"].select("method", "env", "profile").unique().to_dicts()
+    if len(worlds) != 1:
+        raise ValueError(
+            f"{sweep.uri} has {len(worlds)} worlds; replayed searches need exactly one"
+        )
+    return worlds[0]
+
+
+def recorded_points(
+    tables: Mapping[str, pl.DataFrame], search: Optuna, objective: str
+) -> list[tuple[Overrides, float]]:
+    """The first run of every point tried with its objective; a diverged one counts as no success."""
+    trials = tables["trials"].filter(pl.col("status").is_in(["done", "diverged"]), seed=0)
+    found = []
+    for row in trials.sort("point").iter_rows(named=True):
+        metrics = final_metrics(tables, row["trial_id"]) if row["status"] == "done" else {}
+        value = metrics.get(f"final/{objective}")
+        if row["status"] == "diverged" and search.is_rate:
+            value = 0.0
+        if value is not None:
+            texts = dict(part.split("=", 1) for part in str(row["point"]).split(" "))
+            found.append(
+                ({key: _value(search.space[key], texts[key]) for key in search.keys}, value)
+            )
+    return found
+
+
+def _value(axis: Range | Choices, text: str) -> Any:
+    if isinstance(axis, Choices):
+        return next(choice for choice in axis.choices if str(choice) == text)
+    return float(text)
+
+
 def _lines(
     world: Row, question: Question, curve: Curve, plateau: Plateau, costs: Sequence[Cost]
 ) -> list[str]:
@@ -207,14 +324,15 @@ def _lines(
 class _Progress:
     """A line with the time to go, where it takes longer than some seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, strategies: Sequence[str]) -> None:
+        self._strategies = strategies
         self._started = self._last = time.monotonic()
 
     def __call__(self, strategy: str, done: int, total: int) -> None:
         now = time.monotonic()
         if now - self._last > QUIET_S and done < total:
             self._last = now
-            share = (STRATEGIES.index(strategy) + done / total) / len(STRATEGIES)
+            share = (self._strategies.index(strategy) + done / total) / len(self._strategies)
             left = duration((now - self._started) * (1 - share) / share)
             print(f"simulating {strategy}: {done}/{total}, about {left} to go", file=sys.stderr)
 

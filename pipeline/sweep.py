@@ -19,6 +19,7 @@ from pipeline.datasets.cache import absolute, local_copy
 from pipeline.options import Options
 from pipeline.progress import duration
 from pipeline.redact import redact
+from pipeline.search.settings import Bisect, Optuna
 from pipeline.spec import Request, Spec, World, resolve
 from pipeline.storage import Storage, read_marker
 
@@ -141,7 +142,13 @@ def _print_world(spec: Spec, world: World, done: set[str]) -> None:
     variants = [point or "one setting" for point, _ in world.variants]
     print(f"stages    {', '.join(spec.stages)}  (evaluation: {'; '.join(variants)})")
     print(f"protocols {', '.join(world.protocols)}")
-    print(f"estimate  {estimate(world, own[0].config, sum(t.trial_id not in done for t in own))}")
+    num_missing = sum(t.trial_id not in done for t in own)
+    if isinstance(spec.search, Bisect | Optuna):
+        num_open = max(spec.search.budget - len(own), 0)
+        print(f"search    {spec.search.strategy}: {num_open} further trials at most, each round chosen from "
+              "the results of those before it")  # fmt: skip
+        num_missing += num_open
+    print(f"estimate  {estimate(world, own[0].config, num_missing)}")
 
 
 def estimate(world: World, config: Config, num_missing: int) -> str:

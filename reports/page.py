@@ -68,7 +68,6 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         overview=sections.overview(worlds) if len(worlds) > 1 else [],
         provenance=sections.provenance(meta, tables),
         citation=prose.citation(meta),
-        strategies=list(enumerate(search.WORDS.values())),
         max_rows=MAX_TABLE_ROWS,
         max_open_trials=MAX_OPEN_TRIALS,
         css=Markup(css(lams) + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -124,7 +123,6 @@ def _groups(world: views.World, number: int, points: list[tuple[str, float]]) ->
     settings = views.settings(world)
     main = world.main
     seeds = seeds_figure(world, main, file_name(prefix, "seeds", main)) if main else None
-    found = search.simulated_figure(world, prefix)
     return {
         "success": [
             success_figure(world, s, file_name(prefix, "success", s), 260 if i else 320)
@@ -136,7 +134,7 @@ def _groups(world: views.World, number: int, points: list[tuple[str, float]]) ->
         "curves": training.curve_figures(world, f"{prefix}train", [point for point, _ in points]),
         "probing": evaluation.probe_figures(world, prefix),
         "surprising": evaluation.surprise_figures(world, prefix),
-        "simulated": [found] if found else [],
+        "simulated": search.figures(world, prefix),
     }
 
 

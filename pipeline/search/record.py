@@ -18,8 +18,12 @@ from pipeline.tables import SCHEMAS, Place, make_frame, read_table
 
 Row = dict[str, Any]
 SHARE = "search_share"
-SIMULATED = (SHARE, "search_trials", "search_floor", "finding_simulation")
-"""Metric (in `profiles`) and quantities (in `summary`) that only a simulation writes."""
+INCUMBENT = "search_incumbent"
+SIMULATED = (
+    *(SHARE, INCUMBENT),
+    *("search_trials", "search_trials_own", "search_floor", "finding_simulation"),
+)
+"""Metrics (in `profiles`) and quantities (in `summary`) that only a simulation writes."""
 
 
 def read_suggestions(storage: Storage, folder: str) -> list[Row]:
@@ -162,7 +166,7 @@ def with_search(
         summary: of `search_summary`.
     """
     kept = read_table(sweep, "search").filter(pl.col("repetition").is_not_null())
-    shares = read_table(sweep, "profiles").filter(pl.col("metric") == SHARE)
+    shares = read_table(sweep, "profiles").filter(pl.col("metric").is_in(SIMULATED))
     told = read_table(sweep, "summary").filter(pl.col("quantity").is_in(SIMULATED))
     return {
         **tables,

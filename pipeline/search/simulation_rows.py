@@ -117,7 +117,7 @@ def write_rows(sweep: Storage, rows: Mapping[str, Sequence[Row]]) -> None:
     """Replaces what an earlier simulation wrote; everything else stays."""
     simulated = {
         "search": pl.col("repetition").is_not_null(),
-        "profiles": pl.col("metric") == SHARE,
+        "profiles": pl.col("metric").is_in(SIMULATED),
         "summary": pl.col("quantity").is_in(SIMULATED),
     }
     for name, found in rows.items():

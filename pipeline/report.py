@@ -149,7 +149,7 @@ def read_tables(folder: Storage) -> tuple[dict[str, pl.DataFrame], tuple[str, ..
     Those of `stability` are made again where one is missing, torn or of an older version; what a search
     or its simulation added to them is kept.
     """
-    names = (*stability.INPUTS, "examples", "search")
+    names = (*stability.INPUTS, "loss_terms", "examples", "search")
     tables = {name: read_table(folder, name) for name in names}
     try:
         for name in stability.OUTPUTS:

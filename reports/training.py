@@ -108,9 +108,24 @@ def curve_figures(world: World, prefix: str, points: Sequence[str]) -> list[Figu
     limit = point_limit(frame["trial_id"].n_unique())
     states = _states(world)
     names = [world.axis.name(point) for point in points]
+    drawn = [
+        (
+            f"{prefix}-curve-{metric}",
+            _curve_title(world, metric, name),
+            frame,
+            metric,
+            quantity,
+            log,
+        )
+        for metric, name, quantity, log in CURVES
+    ]
+    drawn += [
+        (f"{prefix}-term-{term}", _term_title(term), rows, "value", "term (unweighted)", True)
+        for term, rows in _terms(world)
+    ]
     figures = []
-    for metric, name, quantity, log in CURVES:
-        shown = thin(frame.filter(drawable(metric, log)), limit)
+    for stem, title, rows, metric, quantity, log in drawn:
+        shown = thin(rows.filter(drawable(metric, log)), limit)
         curves = Curves(tuple(_lines(world, shown, metric, states)))
         if not curves.lines:
             continue
@@ -121,8 +136,8 @@ def curve_figures(world: World, prefix: str, points: Sequence[str]) -> list[Figu
         )
         figures.append(
             Figure(
-                f"{prefix}-curve-{metric}",
-                _curve_title(world, metric, name),
+                stem,
+                title,
                 caption,
                 curve_chart(curves, names, quantity, log),
                 230,
@@ -134,6 +149,20 @@ def curve_figures(world: World, prefix: str, points: Sequence[str]) -> list[Figu
             )
         )
     return figures
+
+
+def _terms(world: World) -> list[tuple[str, pl.DataFrame]]:
+    """The further loss terms of the world's method, each with its rows."""
+    table = world.tables.get("loss_terms")
+    if table is None or table.is_empty():
+        return []
+    table = table.sort("lam", "point", "seed", "step")
+    terms = table["term"].unique(maintain_order=True)
+    return [(term, table.filter(pl.col("term") == term)) for term in terms]
+
+
+def _term_title(term: str) -> str:
+    return f"Loss term {term.replace('_', ' ')} on training batches, before its weight"
 
 
 def _curve_title(world: World, metric: str, name: str) -> str:

@@ -70,7 +70,9 @@ def test_tpe_finds_the_top_of_a_smooth_hill_sooner_than_chance() -> None:
     pool = drawn()
     first = {
         sampler: [
-            int(np.argmax([step.truth == pool.best for step in replay(pool, sampler, 60, (7, rep))]))
+            int(
+                np.argmax([step.truth == pool.best for step in replay(pool, sampler, 60, (7, rep))])
+            )
             for rep in range(10)
         ]
         for sampler in ("random", "tpe")

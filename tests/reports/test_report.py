@@ -491,3 +491,17 @@ def test_torn_table_is_one_line(
     assert report.main(["lambda", "--storage", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "planning.parquet" in said
+
+
+def test_further_loss_terms_are_drawn_run_by_run(tables: Frames) -> None:
+    keys = [name for name in SCHEMAS["loss_terms"] if name not in ("term", "value")]
+    shared = tables["curves"].select(keys)
+    terms = [
+        shared.with_columns(term=pl.lit(term), value=pl.col("step").cast(pl.Float64) + offset)
+        for offset, term in ((1.0, "variance"), (2.0, "time_similarity"))
+    ]
+    frame = pl.concat(terms).select(list(SCHEMAS["loss_terms"]))
+    figures = charts(render(tables | {"loss_terms": frame}, META))
+    assert {"train-term-variance", "train-term-time_similarity"} <= set(figures)
+    assert len(figures["train-term-variance"]["rows"]) == frame["trial_id"].n_unique()
+    assert not any("-term-" in name for name in charts(render(tables, META)))

@@ -23,7 +23,7 @@ smoke: install  ## every station once, in about a minute
 	$(BIN)/python -m pipeline.sweep smoke
 
 test: install  ## the default tests, under three minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ci: install  ## the tests marked ci: kill drills and tiny sweeps with real processes, some minutes
 	$(BIN)/python -m pytest -m ci
@@ -35,7 +35,7 @@ check: install  ## lint, format, strict types, default tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fmt: install  ## formats and mends what can be mended
 	$(BIN)/ruff format .

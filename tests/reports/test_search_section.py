@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from synthetic_sweep import META, make_tables
 
 from pipeline.search import record as search_record
+from pipeline.search import replay
 from pipeline.search.simulation import STRATEGIES, cost, find_plateau, make_curve
 from pipeline.search.simulation import simulate as play
 from pipeline.search.simulation_rows import Question, search_rows, share_rows, summary_rows
@@ -75,7 +76,8 @@ def test_simulated_searches_are_drawn_with_their_numbers(simulated):
     assert len(values) == shares.height == 12
     assert sorted(v["share"] for v in values) == sorted(shares["fraction"].to_list())
     assert "search-cost" in figures_svg(simulated, META)
-    assert set(section.WORDS) == set(STRATEGIES)
+    assert set(section.OVER_LAM) == set(STRATEGIES)
+    assert set(section.SIX_OR_ONE) == set(replay.STRATEGIES)
 
 
 def test_suggestions_of_a_real_search_stand_in_order_with_their_reasons(plain):

@@ -35,6 +35,10 @@ class Frozen(BaseModel):
 class ModelConfig(Frozen):
     """Architecture (paper Table of App. A and the released `config.json`)."""
 
+    encoder: Literal["vit", "resnet18"] = "vit"
+    """`resnet18` reads `image_size` and `resnet_channels`, nothing else of the encoder's sizes."""
+    resnet_channels: Count = 64
+    """Of ResNet-18's first stage; 64 is the standard network."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224
     """Pixels per side of the square input."""
     patch_size: Count = 14
@@ -209,12 +213,15 @@ class PlanningConfig(Frozen):
     with MPPI; 5 to 50 did as well as CEM on Two-Room models with 64 latent dimensions, 0.5 and 100 worse."""
     mppi_std: Positive = 1.0
     """Standard deviation of the samples around the mean, in z-scored units, never adapted."""
+    gradient_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
+    """The three of the paper's Table 10."""
     gradient_num_starts: Count = 100
     """Initial plans descended from in parallel, the first of them zero (instead of `num_samples`)."""
     gradient_num_steps: Count = 30
-    """Adam steps (instead of `num_iterations`)."""
+    """Steps of descent (instead of `num_iterations`)."""
     gradient_lr: Positive = 0.1
-    """Adam's step in z-scored units: a number of a plan moves by about this much per step at most."""
+    """In z-scored units: with Adam and RMSProp a number of a plan moves by about this much per step; with
+    SGD by this times its slope, in units of the cost."""
 
     @model_validator(mode="after")
     def _check(self) -> "PlanningConfig":

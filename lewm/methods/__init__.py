@@ -4,7 +4,7 @@ Shapes: B batch, T time, S plan samples, H horizon, D latent, A action block.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,13 @@ class Method(nn.Module):
     Attributes:
         history: context frames the predictor can take.
         latent_dim: D.
+        trains: whether it learns by gradient steps; else `fit` sees the training clips once.
         terms: names of the scalars that `loss` returns beside "loss", "pred_loss" and "sigreg_loss".
     """
 
     history: int
     latent_dim: int
+    trains: bool = True
     terms: tuple[str, ...] = ()
 
     @classmethod
@@ -46,7 +48,7 @@ class Method(nn.Module):
 
     @property
     def num_params(self) -> int:
-        """Number of trainable parameters."""
+        """Number of parameters, frozen ones included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, frames_BTCHW: Tensor) -> dict[str, Tensor]:
@@ -92,10 +94,21 @@ class Method(nn.Module):
         """Scalars "loss" (to minimise), "pred_loss" and the method's own terms, of a batch of clips."""
         raise NotImplementedError
 
+    def fit(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """For a method that does not train: sets its parameters from training clips, without gradients.
+
+        Args:
+            batches: gives the clips of one pass; the same ones each time it is called.
+        """
+        raise NotImplementedError
+
 
 METHODS: dict[str, str] = {
     "lewm": "lewm.methods.lewm:LeWM",
     "pldm": "lewm.methods.pldm:PLDM",
+    "random_encoder": "lewm.methods.baselines:RandomEncoder",
+    "copy_last": "lewm.methods.baselines:CopyLast",
+    "linear_dynamics": "lewm.methods.baselines:LinearDynamics",
 }
 
 

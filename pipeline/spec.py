@@ -40,7 +40,7 @@ from pipeline.shipped import (
 )
 
 STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
-METHOD_NAMES = ("lewm", "pldm", "random_encoder", "copy_last", "linear_dynamics")
+METHOD_NAMES = ("lewm", "pldm", "dino_wm", "random_encoder", "copy_last", "linear_dynamics")
 PLANNER_NAMES = ("cem", "icem", "mppi", "gradient", "random", "zero")
 SWEEP_KEYS = {
     "name", "question", "method", "env", "seeds", "stages", "search", "grid", "axis", "set", "evaluate",

@@ -30,6 +30,8 @@ class FrozenEncoder(JEPA):
         action_dim: of the environment.
     """
 
+    can_collapse = False
+
     def __init__(self, config: Config, action_dim: int) -> None:
         super().__init__(config, action_dim)
         self.encoder.requires_grad_(False)

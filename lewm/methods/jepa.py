@@ -54,7 +54,7 @@ class JEPA(Method):
         self.projector = Projector(encoder_width, model.projector_hidden, model.latent_dim)
         self.pred_proj = Projector(model.latent_dim, model.projector_hidden, model.latent_dim)
 
-    def encode(self, frames_BTCHW: Tensor) -> dict[str, Tensor]:
+    def encode(self, frames_BTCHW: Tensor, proprio_BTQ: Tensor | None = None) -> dict[str, Tensor]:
         """See `Method.encode`; "cls" is the encoder's output, "z" its projection."""
         cls = self.encoder(frames_BTCHW.flatten(0, 1))
         cls_BTW = cls.reshape(*frames_BTCHW.shape[:2], -1)
@@ -102,6 +102,8 @@ class JEPA(Method):
         start_BTCHW: Tensor,
         goal_B1CHW: Tensor,
         past_actions_BTA: Tensor | None = None,
+        start_proprio_BTQ: Tensor | None = None,
+        goal_proprio_B1Q: Tensor | None = None,
     ) -> Cost:
         """See `Method.plan_cost` (facts §4.1). Call it in evaluation mode.
 

@@ -5,7 +5,7 @@ code); profiles and sweeps only override them. Imports no torch, so `--dry-run` 
 
 Sections: `model`, `loss`, `pldm`, `dino`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`planning`, `probing`, `surprise` and `examples` configure evaluation and are hashed into a cell's identity.
+`planning`, `probing`, `surprise`, `examples` and `timing` configure evaluation and are hashed into a cell's identity.
 """
 
 import difflib
@@ -292,6 +292,21 @@ class SurpriseConfig(Frozen):
     """Frame of the clip at which the event strikes; later frames stay perturbed."""
 
 
+class TimingConfig(Frozen):
+    """Seconds per plan, side by side (paper Fig. 3); samples, iterations and horizon are those of `planning`."""
+
+    settings: tuple[Literal["samples", "flops"], ...] = ("samples", "flops")
+    """The same samples for every method; samples for the operations that LeWM's plan takes."""
+    repetitions: Annotated[int, Field(ge=2)] = 10
+    batch: Count = 1
+    """Plans made together."""
+    samples: Count | None = None
+    """Of a plan's samples those really run, the time scaled by their number; None: all."""
+    iterations: Count | None = None
+    """Likewise of its iterations."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
 class ExamplesConfig(Frozen):
     """Pictures of planned episodes, for the report."""
 
@@ -316,6 +331,7 @@ class Config(Frozen):
     probing: ProbingConfig = ProbingConfig()
     surprise: SurpriseConfig = SurpriseConfig()
     examples: ExamplesConfig = ExamplesConfig()
+    timing: TimingConfig = TimingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -330,7 +346,7 @@ class Config(Frozen):
 
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "dino", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing")
 OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
 

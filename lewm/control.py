@@ -219,11 +219,11 @@ class _Chunk:
             self._goal_frames = np.stack([[e.draw(e.pair.goal_state)] for e in self.padded])
         return np.stack([e.context(history) for e in self.padded]), self._goal_frames
 
-    def proprio(self, columns: Iterable[str], history: int) -> tuple[Array | None, Array | None]:
-        """Proprioception (B, T, Q) at the context's frames and (B, 1, Q) at the goal; None of no columns."""
+    def proprio(self, columns: Iterable[str], history: int) -> tuple[Array, ...]:
+        """Proprioception (B, T, Q) at the context's frames and (B, 1, Q) at the goal; nothing of no columns."""
         names = tuple(columns)
         if not names:
-            return None, None
+            return ()
         states = [[*e.boundary_states[-history:], e.pair.goal_state] for e in self.padded]
         env = self.padded[0].env
         felt_BTQ = np.stack([[felt(env, state, names) for state in row] for row in states])
@@ -250,13 +250,12 @@ def _make_cost(chunk: _Chunk, agent: Agent, context_BTHWC: Array, goal_B1HWC: Ar
     if num_past:
         past_BTA = torch.cat(chunk.past_blocks, dim=1)[:, -num_past:].to(agent.device)
     context_BTCHW = _to_model(context_BTHWC, agent.device)
-    felt = [
-        x if x is None else torch.from_numpy(x).to(agent.device)
+    goal_B1CHW = _to_model(goal_B1HWC, agent.device)
+    body = [
+        torch.from_numpy(x).to(agent.device)
         for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
     ]
-    priced = agent.method.plan_cost(
-        context_BTCHW, _to_model(goal_B1HWC, agent.device), past_BTA, *felt
-    )
+    priced = agent.method.plan_cost(context_BTCHW, goal_B1CHW, past_BTA, *body)
     return lambda actions_BSHA: priced(actions_BSHA.to(agent.device)).float().cpu()
 
 

@@ -193,14 +193,14 @@ def _embed(
     batches: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     for begin in range(0, num, BATCH):
         seen, felt = read(slice(begin, begin + BATCH))
-        frames, proprio = torch.from_numpy(seen), None
+        frames, body = torch.from_numpy(seen), []
         padded = torch.zeros(BATCH, *frames.shape[1:], dtype=torch.uint8)
         padded[: len(frames)] = frames
         images = prepare_frames(padded.to(trial.device).movedim(-1, -3))
         if felt is not None:
             missing = (0, 0, 0, BATCH - len(felt))
-            proprio = F.pad(torch.from_numpy(felt).float(), missing).to(trial.device).unsqueeze(1)
-        codes = trial.method.encode(images.unsqueeze(1), proprio)
+            body = [F.pad(torch.from_numpy(felt).float(), missing).to(trial.device).unsqueeze(1)]
+        codes = trial.method.encode(images.unsqueeze(1), *body)
         if pooled:
             codes["z"] = trial.method.pooled(codes["z"])
         for layer, key in LAYERS.items():

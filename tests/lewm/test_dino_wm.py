@@ -588,7 +588,7 @@ def replace_cache(config, folder):
 def test_the_command_line_refuses_in_one_line(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("LEWM_DINOV2_WEIGHTS", raising=False)
     chosen = [f"--set={key}={value}" for key, value in SMALL.items()]
-    chosen += ["--set=optim.num_epochs=none"]
+    chosen += ["--set=optim.num_epochs=none", "--set=model.history=1"]
     arguments = [f"--dataset={dataset}", f"--run-dir={tmp_path / 'run'}", *chosen]
     assert main(arguments) == 2
     error = capsys.readouterr().err

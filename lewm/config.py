@@ -192,7 +192,7 @@ class RunConfig(Frozen):
     """DINOv2's tokens of a data file are kept on disk if they fit into this many GB, else made anew for
     every batch, to the same bits."""
     dino_cache: str | None = None
-    """Folder of the kept tokens; None: LEWM_DINOV2_CACHE, or `lewm-dinov2` among the temporary files."""
+    """Folder of the kept tokens; None: LEWM_DINOV2_CACHE, or ~/.cache/lewm/dinov2."""
 
 
 class LatentsConfig(Frozen):

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lewm.checkpoint import atomic_file
 from lewm.config import Config, OptimConfig, make_config
@@ -116,11 +115,11 @@ def evaluate(
     method.eval()
     with torch.inference_mode(), _autocast(config, device):
         for first in range(0, num_clips, config.optim.batch_size):
-            batch = _on_device(val.get(indices[first : first + config.optim.batch_size]), device)
-            z_BTD = method.encode(batch.frames_BTCHW)["z"]
+            batch = _on_device(val.load(indices[first : first + config.optim.batch_size]), device)
+            z_BTD = method.embed(batch)
             pred_BTD = method.predict(z_BTD[:, :-1], batch.actions_BTA[:, :-1])
             errors.append((pred_BTD.float() - z_BTD[:, 1:].float()).square().mean(dim=(1, 2)))
-            latents.append(z_BTD.float().flatten(0, 1))
+            latents.append(method.pooled(z_BTD).float().flatten(0, 1))
     method.train()
     return {
         "val_pred_loss": torch.cat(errors).mean().item(),
@@ -193,10 +192,10 @@ def _batches(run: Run, first: int, end: int) -> Iterator[Batch]:
     def order_of(epoch: int) -> npt.NDArray[np.int64]:
         return run.data.order(np.random.default_rng((seed, epoch)))
 
-    def load(step: int) -> tuple[Tensor, Tensor]:
+    def load(step: int) -> Batch:
         epoch, position = divmod(step, steps_per_epoch)
         order = order_of(epoch)
-        return run.data.get(order[position * size : (position + 1) * size])
+        return run.data.load(order[position * size : (position + 1) * size])
 
     if run.device.type == "cpu":
         for step in range(first, end):
@@ -211,9 +210,13 @@ def _batches(run: Run, first: int, end: int) -> Iterator[Batch]:
                 yield _on_device(clips, run.device)
 
 
-def _on_device(clips: tuple[Tensor, Tensor], device: torch.device) -> Batch:
-    frames, actions = clips
-    return Batch(prepare_frames(frames.to(device)), actions.to(device))
+def _on_device(clips: Batch, device: torch.device) -> Batch:
+    further = (clips.proprio_BTQ, clips.codes_BTPC)
+    return Batch(
+        prepare_frames(clips.frames_BTCHW.to(device)),
+        clips.actions_BTA.to(device),
+        *(None if x is None else x.to(device) for x in further),
+    )
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -83,6 +83,9 @@ class LossConfig(Frozen):
     """M, random unit directions, redrawn every step."""
     num_knots: Annotated[int, Field(ge=2)] = 17
     knot_max: Positive = 3.0
+    reconstruction: NonNegative = 0.0
+    """Weight of drawing every frame from its embedding (`decoder`): mean squared error of normalised pixels
+    (paper Table 7); at 0 there is no decoder. LeWM only."""
 
 
 class PLDMConfig(Frozen):
@@ -124,6 +127,13 @@ class DinoConfig(Frozen):
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """Of the DINOv2 weights that must be used; None takes what has the names and shapes of ViT-S/14. Part of
     a trial's identity, as the path is not: set it where weights other than the published ones are used."""
+
+
+class DecoderConfig(Frozen):
+    """The decoder from an embedding to a frame (facts §7): sizes of the author's public sketch."""
+
+    width: Count = 256
+    depth: Count = 3
 
 
 class DataConfig(Frozen):
@@ -292,6 +302,25 @@ class SurpriseConfig(Frozen):
     """Frame of the clip at which the event strikes; later frames stay perturbed."""
 
 
+class ReconstructionConfig(Frozen):
+    """Frames drawn from frozen embeddings by a decoder fitted to them, seen and imagined.
+
+    How the publication fitted its decoder is unknown (facts §11).
+    """
+
+    num_train: Count = 4000
+    """Frames of the train split that the decoder is fitted on."""
+    num_steps: Count = 3000
+    batch_size: Count = 64
+    lr: Positive = 1e-3
+    num_clips: Count = 64
+    """Held-out clips it is judged on."""
+    horizon: Count = 5
+    """Frames imagined after the context, open loop: as many as a plan has blocks."""
+    num_pictures: Annotated[int, Field(ge=0)] = 3
+    """Clips whose pictures are kept: the first of the draw, whatever they show."""
+
+
 class TimingConfig(Frozen):
     """Seconds per plan, side by side (paper Fig. 3); samples, iterations and horizon are those of `planning`."""
 
@@ -332,6 +361,8 @@ class Config(Frozen):
     surprise: SurpriseConfig = SurpriseConfig()
     examples: ExamplesConfig = ExamplesConfig()
     timing: TimingConfig = TimingConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -346,7 +377,7 @@ class Config(Frozen):
 
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "dino", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing", "reconstruction")
 OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
 

@@ -163,7 +163,7 @@ def _counter() -> FlopCounterMode:
     """Counts matrix products, convolutions and attention; torch's own leaves out attention on a CPU."""
 
     def attention(query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
-        flops: int = sdpa_flop_count(query, key, value)
+        flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
         return flops
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -5,7 +5,7 @@
 """
 
 from pipeline.claims.evidence import Evidence
-from pipeline.claims.judge import judge_all, summarise
+from pipeline.claims.judge import judge_all, summarise, with_order
 from pipeline.claims.read import Question, load_claims
 from pipeline.claims.rules import RULES, VERDICTS
 
@@ -17,4 +17,5 @@ __all__ = [
     "judge_all",
     "load_claims",
     "summarise",
+    "with_order",
 ]

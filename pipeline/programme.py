@@ -25,6 +25,8 @@ from pipeline.storage import Storage, read_marker
 from pipeline.sweep import num_steps
 
 COMPLETE, SOME_FAILED = 0, 1
+PER_SWEEP = {"timing"}
+"""Stages of the whole sweep: a sweep of these alone trains nothing."""
 NOT_WITH = ("env", "seeds", "grid", "set", "dataset", "only")
 """Options that would make the programme's sweeps other ones."""
 Run = Callable[[Sequence[str]], tuple[int, str]]
@@ -78,7 +80,7 @@ def choose(text: str | None) -> tuple[str, ...]:
 
 def costs(names: Sequence[str], profile: str, storage: Storage) -> list[Cost]:
     """What each sweep adds to those before it; trials and evaluations count once, by identity."""
-    claims = Counter(q.sweeps[0] for q in load_claims() if q.sweeps)
+    asked = Counter(q.sweeps[0] for q in load_claims() if q.sweeps)
     trained: set[str] = set()
     evaluated: set[str] = set()
     found = []
@@ -86,9 +88,12 @@ def costs(names: Sequence[str], profile: str, storage: Storage) -> list[Cost]:
         try:
             spec = resolve(Request(name, profile=profile))
         except ValueError as error:
-            found.append(Cost(name, None, str(error), num_claims=claims[name]))
+            found.append(Cost(name, None, str(error), num_claims=asked[name]))
             continue
-        found.append(_cost(spec, name, storage, trained, evaluated, claims[name]))
+        if set(spec.stages) <= PER_SWEEP:
+            found.append(Cost(name, spec, num_claims=asked[name]))
+            continue
+        found.append(_cost(spec, name, storage, trained, evaluated, asked[name]))
     return found
 
 
@@ -142,7 +147,7 @@ def print_costs(found: Sequence[Cost], profile: str, gpus: int, uri: str) -> Non
     print(f"{'sweep':16s} {'claims':>6s} {'trials':>6s} {'shared':>6s} {'done':>5s} {of:>10s}")
     for cost in found:
         if cost.spec is None:
-            print(f"{cost.name:16s} {cost.num_claims:6d}   {cost.error}")
+            print(f"{cost.name:16s} {cost.num_claims:6d} {cost.error.partition(';')[0]}")
             continue
         hours = "unknown" if cost.hours is None else _hours(cost.hours)
         counts = f"{cost.num_trials:6d} {cost.num_shared:6d} {cost.num_done:5d}"
@@ -156,7 +161,9 @@ def print_costs(found: Sequence[Cost], profile: str, gpus: int, uri: str) -> Non
     print(f"{'total':16s} {sum(c.num_claims for c in found):6d} {counts} {_hours(total):>10s}")
     if unit == "gpu":
         print(f"one GPU   about {duration(total * 3600)}")
-        print(f"{gpus} GPUs    about {duration(wall_hours(ready, gpus) * 3600)}, if every sweep fills them")
+        print(
+            f"{gpus} GPUs    about {duration(wall_hours(ready, gpus) * 3600)}, if every sweep fills them"
+        )
     elif unit == "cpu":
         workers = os.cpu_count() or 1
         at_once = duration(wall_hours(ready, workers) * 3600)
@@ -186,7 +193,9 @@ def main(args: argparse.Namespace, run: Run | None = None) -> int:
     """
     for name in NOT_WITH:
         if getattr(args, name):
-            raise ValueError(f"--{name} does not go with `paper`: it would make the sweeps other ones")
+            raise ValueError(
+                f"--{name} does not go with `paper`: it would make the sweeps other ones"
+            )
     names = choose(args.sweeps)
     storage = Storage(args.storage)
     if args.dry_run:

@@ -58,7 +58,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", metavar="STAGE,...", help="evaluate these stages only; the rest stays to be done")
     add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
     add("--sweeps", metavar="NAME,...", help="with `paper`: these of the programme only")
-    add("--gpus", type=_count, metavar="N", help="with `paper --dry-run`: hours on N GPUs too (default: 8)")
+    add(
+        "--gpus",
+        type=_count,
+        metavar="N",
+        help="with `paper --dry-run`: hours on N GPUs too (default: 8)",
+    )
     return parser.parse_args(argv)
 
 

@@ -179,9 +179,7 @@ def paper(told: Told) -> Paper:
         )
         commands = f": {'; '.join(chapter['commands'])}" if chapter["commands"] else ""
         caption = f"Claims that sweep {name} tests{commands}. The interval's n is in column n."
-        tables.append(
-            PaperTable(f"claims-{name}", caption, ("claim", *HEADS), "pplllllllp", rows)
-        )
+        tables.append(PaperTable(f"claims-{name}", caption, ("claim", *HEADS), "pplllllllp", rows))
     rules = tuple((kind, words) for kind, words in told.rules.items())
     tables.append(PaperTable("rules", "The rules of the verdicts.", ("kind", "rule"), "lp", rules))
     notes = [told.said("verdict"), told.said("certainty")]

@@ -304,7 +304,7 @@ def _number(point: str) -> float | None:
 def number(evidence: Evidence, question: Question, env: str) -> Found:
     """A number of ours, where it is to lie beside a published one."""
     if question.metric == "plan_s":
-        logs, place = _times(evidence, question.high.method or "lewm", env)
+        logs, place = _times(evidence, question.high.method or "lewm")
         interval = stats.t_interval(logs)
         return Found(
             math.exp(float(np.mean(logs))),
@@ -345,7 +345,9 @@ def less_value(evidence: Evidence, question: Question, env: str, value: float) -
 def difference(evidence: Evidence, question: Question, low: Side, env: str) -> Found:
     """`high` less `low`: on the same seeds where one method is on both sides, on the same pairs always."""
     method = low.method or question.high.method
-    first = sample(evidence, question, Side(question.high.method or method, question.high.value_of), env)
+    first = sample(
+        evidence, question, Side(question.high.method or method, question.high.value_of), env
+    )
     second = sample(evidence, question, Side(method, low.value_of), env)
     if first.place == second.place:
         raise Missing("both sides are the same point")
@@ -397,9 +399,12 @@ def _of_control(evidence: Evidence, question: Question, env: str) -> Found:
 SETTING = ("eval_point", "num_samples", "num_iterations", "batch", "dtype", "device", "host")
 
 
-def _times(
-    evidence: Evidence, method: str, env: str, setting: Row | None = None
-) -> tuple[list[float], Row]:
+def _timed(evidence: Evidence, method: str) -> pl.DataFrame:
+    """Repetitions of a method: of its largest models, whatever world they were built for."""
+    return evidence.tables["timing"].filter(pl.col("method") == method, pl.col("plan_s") > 0)
+
+
+def _times(evidence: Evidence, method: str, setting: Row | None = None) -> tuple[list[float], Row]:
     """Logarithms of seconds per plan, of the setting given or the one with the most samples.
 
     Raises:
@@ -407,40 +412,40 @@ def _times(
     """
     if "timing" not in evidence.tables:
         raise Missing("nothing was timed")
-    rows = _rows(evidence, "timing", env, method).filter(pl.col("plan_s") > 0)
+    rows = _timed(evidence, method)
     if setting is not None:
         rows = rows.filter(pl.col(k).eq_missing(pl.lit(v)) for k, v in setting.items())
     if rows.is_empty():
-        raise Missing(f"no planning time of {method} in {env}")
+        raise Missing(f"no planning time of {method}")
     sizes = rows.with_columns(size=pl.col("num_samples") * pl.col("num_iterations"))
     top = sizes.sort("size", *SETTING, nulls_last=True).row(-1, named=True)
     chosen = {name: top[name] for name in SETTING}
     own = rows.filter(pl.col(k).eq_missing(pl.lit(v)) for k, v in chosen.items())
-    place = {"method": method, "env": env, "point": top["point"], "planner": top["planner"]}
-    return [math.log(s) for s in own["plan_s"]], place | {"eval_point": top["eval_point"]}
+    names = ("method", "env", "point", "planner", "eval_point")
+    return [math.log(s) for s in own["plan_s"]], {name: top[name] for name in names}
 
 
-def time_ratio(evidence: Evidence, question: Question, low: Side, env: str) -> Found:
+def time_ratio(evidence: Evidence, question: Question, low: Side) -> Found:
     """Seconds per plan of `high` over `low`, in the largest setting that both were timed in."""
     methods = [question.high.method or "lewm", low.method or "lewm"]
     if question.metric != "plan_s":
         raise Missing(f"no table holds {question.metric}")
     if "timing" not in evidence.tables:
         raise Missing("nothing was timed")
-    frames = [_rows(evidence, "timing", env, method).select(SETTING).unique() for method in methods]
+    frames = [_timed(evidence, method).select(SETTING).unique() for method in methods]
     shared = frames[0].join(frames[1], on=[*SETTING], how="inner", nulls_equal=True)
     if shared.is_empty():
         raise Missing(f"{methods[0]} and {methods[1]} were not timed in the same setting")
     size = pl.col("num_samples") * pl.col("num_iterations")
     setting = shared.sort(size, *SETTING, nulls_last=True).row(-1, named=True)
-    (first, place), (second, _) = (_times(evidence, method, env, setting) for method in methods)
+    (first, place), (second, _) = (_times(evidence, method, setting) for method in methods)
     found = stats.unpaired(first, second)
     interval = found.interval
+    rows = _timed(evidence, methods[0])
+    random = rows["random_weights"].fill_null(False).any()
     if interval is not None:
         interval = Interval(math.exp(interval.low), math.exp(interval.high))
-    note = (
-        f"{setting['num_samples']} samples x {setting['num_iterations']} iterations on {setting['device']}"
-    )
+    note = f"{setting['num_samples']} samples x {setting['num_iterations']} iterations on {setting['device']}"
     return Found(math.exp(found.diff), interval, OF_TIMES, found.n, place, note=note)
 
 

@@ -53,6 +53,8 @@ def _rank(profile: str) -> int:
 def _answer(question: Question, evidence: Evidence) -> Row:
     """What one sweep says of a question."""
     envs = [env for env in evidence.envs if question.env in (None, env)]
+    if question.metric == "plan_s" and not envs:
+        envs = [PUBLISHED_ENV]
     if not envs:
         if not evidence.envs:
             return _row(question, evidence, NOT_RUN, "it has no trials")
@@ -98,14 +100,18 @@ def _order(question: Question, evidence: Evidence, env: str) -> Judged:
     if question.low is None:
         level = question.level or 0.0
         found = measured.number(evidence, question, env)
-        return rules.above(found.interval, level), found, f"{question.high.words()}: above {level:g}?"
+        return (
+            rules.above(found.interval, level),
+            found,
+            f"{question.high.words()}: above {level:g}?",
+        )
     sides = f"{question.high.words()} less {question.low.words()}"
     if question.metric == "plan_s":
-        found = measured.time_ratio(evidence, question, question.low, env)
+        found = measured.time_ratio(evidence, question, question.low)
         why = f"{question.high.words()} over {question.low.words()}: above 1? {found.note}"
         return rules.above(found.interval, 1.0), found, why
     found = measured.difference(evidence, question, question.low, env)
-    return rules.above(found.interval), found, sides
+    return rules.above(found.interval), found, f"{sides}: above 0?"
 
 
 def _searches(question: Question, evidence: Evidence) -> Judged:
@@ -114,9 +120,11 @@ def _searches(question: Question, evidence: Evidence) -> Judged:
     high, low = measured.search_shares(evidence, question, question.low)
     medians = [row["value"] for row in (high, low)]
     ratio = medians[0] / medians[1] if None not in medians and medians[1] else None
-    told = [f"{row['point']}: median {_told(row['value'])} trials, {row['text']}" for row in (high, low)]
+    told = [
+        f"{row['point']}: median {_told(row['value'])} trials, {row['text']}" for row in (high, low)
+    ]
     gap = Interval(low["ci_low"] - high["ci_high"], low["ci_high"] - high["ci_low"])
-    place = {k: high[k] for k in ("env", "metric", "point") if k in high}
+    place: Row = {k: high[k] for k in ("env", "metric", "point") if k in high}
     found = Found(ratio, None, "shares that arrive: 95 % Wilson, apart", high["n"], place)
     return rules.above(gap), found, "; ".join(told)
 
@@ -129,9 +137,13 @@ def _plateau(question: Question, evidence: Evidence, env: str) -> Judged:
     if question.factor is not None:
         return _wide(question, evidence, env)
     if question.low is not None:  # times
-        found = measured.time_ratio(evidence, question, question.low, env)
+        found = measured.time_ratio(evidence, question, question.low)
         low, high = rules.near(1.0, question.margin)
-        return rules.within(found.interval, low, high), found, f"a ratio of {low:.2g} to {high:.2g}?"
+        return (
+            rules.within(found.interval, low, high),
+            found,
+            f"a ratio of {low:.2g} to {high:.2g}?",
+        )
     if question.level is not None:
         found = measured.number(evidence, question, env)
         level, margin = question.level, question.margin
@@ -169,7 +181,7 @@ def _wide(question: Question, evidence: Evidence, env: str) -> Judged:
 
 def _ratio(question: Question, evidence: Evidence, env: str) -> Judged:
     assert question.low is not None and question.published is not None
-    found = measured.time_ratio(evidence, question, question.low, env)
+    found = measured.time_ratio(evidence, question, question.low)
     low, high = rules.near(question.published, question.margin)
     return rules.within(found.interval, low, high), found, f"{low:.3g} to {high:.3g}? {found.note}"
 
@@ -201,7 +213,9 @@ def _row(
     }
     interval = found.interval if found else None
     sweep = evidence.name if evidence else (question.sweeps or (None,))[0]
-    default = None if sweep is None else f"python -m pipeline.sweep {sweep} --profile paper"
+    command = None if sweep is None else f"python -m pipeline.sweep {sweep}"
+    if command and question.kind in rules.ABSOLUTE:
+        command += " --profile paper"
     if _silent(verdict, found):
         why = f"no interval: one seed, or nothing varies; {why}"
     if question.env is None and found and place.get("env") not in (None, PUBLISHED_ENV):
@@ -221,7 +235,7 @@ def _row(
         "reevaluation": question.reevaluation,
         "sweep": sweep,
         "folder": evidence.folder if evidence else None,
-        "command": (evidence.command or default) if evidence else default,
+        "command": command,
         "published": question.published,
         "published_spread": question.spread,
         "published_n": question.n,
@@ -281,12 +295,20 @@ def summarise(claims: pl.DataFrame) -> pl.DataFrame:
     for kind in rules.KINDS:
         for verdict in VERDICTS:
             own = claims.filter(verdict=verdict, kind=kind).height
-            rows.append({"quantity": _quantity(verdict, kind), "value": float(own), "n": claims.height})
+            rows.append(
+                {"quantity": _quantity(verdict, kind), "value": float(own), "n": claims.height}
+            )
     for verdict, count in counts.items():
         rows.append({"quantity": _quantity(verdict), "value": float(count), "n": claims.height})
     profiles = sorted(claims["profile"].drop_nulls().unique(), key=_rank)
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    rows.append({"quantity": "verdict", "text": f"Of {claims.height} published claims: {told}.", "n": claims.height})
+    rows.append(
+        {
+            "quantity": "verdict",
+            "text": f"Of {claims.height} published numbers and statements: {told}.",
+            "n": claims.height,
+        }
+    )
     rows.append({"quantity": "certainty", "text": _scope(claims, profiles)})
     rows += [
         {"quantity": f"claims_{name}", "text": _listed(claims, verdict)}

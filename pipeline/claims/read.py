@@ -40,7 +40,9 @@ class Side:
 
     def words(self) -> str:
         """For readers: `lewm, tiny`."""
-        return ", ".join(part for part in (self.method, *self.value_of[:1], *self.search[:1]) if part)
+        return ", ".join(
+            part for part in (self.method, *self.value_of[:1], *self.search[:1]) if part
+        )
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,10 @@ MEANT_HERE = {
     ("latents", "mean_std"): COLUMNS["mean_std"] + ", over held-out frames",
     ("planning", "plan_s"): "time of encoding and planning, the episode's share of its chunk's, s",
     ("examples", "kind"): "`start`, `goal` or `reached`",
-    ("claims", "kind"): "`absolute`, `order`, `direction`, `plateau` or `ratio`: the rule that judges it",
+    (
+        "claims",
+        "kind",
+    ): "`absolute`, `order`, `direction`, `plateau` or `ratio`: the rule that judges it",
     ("claims", "order"): "place on the page, from 0",
     ("claims", "text"): "why this verdict",
     ("claims", "n"): "what the interval is over: seeds, start/goal pairs, clips or repetitions",

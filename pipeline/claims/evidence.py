@@ -11,7 +11,6 @@ import polars as pl
 
 from pipeline import stats
 from pipeline.claims.read import PUBLISHED_ENV, Question, Side
-from pipeline.stages.stability.compare import best_points
 from pipeline.stages.stability.episodes import GROUP, Episodes, Matrix, Pair, read_episodes
 from pipeline.stages.stability.measure import BOUNDS, TWO_WAY
 from pipeline.stats.intervals import Interval
@@ -58,11 +57,6 @@ class Evidence:
     def episodes(self) -> dict[tuple[Any, ...], Episodes]:
         """By `GROUP`, as the report's judgement reads them."""
         return read_episodes(self.tables)
-
-    @cached_property
-    def best(self) -> dict[tuple[Any, ...], Row]:
-        """The best point of every planning setting."""
-        return best_points(self.tables["stability"])
 
 
 @dataclass(frozen=True)
@@ -243,17 +237,14 @@ def _point(evidence: Evidence, question: Question, side: Side, env: str, method:
             raise Missing(f"no point {side.value_of[0]}")
     if len(points) == 1:
         return str(points[0])
-    planned = {
-        key: row
-        for key, row in evidence.best.items()
-        if key[: GROUP.index("profile")] == (method, env) and row["point"] in points
-    }
-    for key, row in planned.items():
-        if key[GROUP.index("protocol")] == question.protocol:
-            return str(row["point"])
-    if planned:
-        return str(next(iter(planned.values()))["point"])
-    raise Missing(f"{len(points)} points and no planning to choose one by")
+    rows = _rows(evidence, "stability", env, method).filter(
+        pl.col("metric") == "success", pl.col("runs") == "all", pl.col("point").is_in(points)
+    )
+    own = rows.filter(pl.col("protocol") == question.protocol)
+    ranked = (rows if own.is_empty() else own).sort("mean", "point", nulls_last=False)
+    if ranked.is_empty():
+        raise Missing(f"{len(points)} points and no planning to choose one by")
+    return str(ranked["point"][-1])
 
 
 def _matching(points: Sequence[str], spellings: tuple[str, ...]) -> list[str]:
@@ -345,12 +336,13 @@ def less_value(evidence: Evidence, question: Question, env: str, value: float) -
 def difference(evidence: Evidence, question: Question, low: Side, env: str) -> Found:
     """`high` less `low`: on the same seeds where one method is on both sides, on the same pairs always."""
     method = low.method or question.high.method
-    first = sample(
-        evidence, question, Side(question.high.method or method, question.high.value_of), env
-    )
+    wanted = question.high.value_of
+    if wanted == ("best",) and low.value_of and low.value_of[0] not in ("smallest", "largest"):
+        wanted = (f"not {low.value_of[0]}",)  # the best of the others
+    first = sample(evidence, question, Side(question.high.method or method, wanted), env)
     second = sample(evidence, question, Side(method, low.value_of), env)
     if first.place == second.place:
-        raise Missing("both sides are the same point")
+        return Found(0.0, None, "", len(first.values), first.place, note="both are the same point")
     one_method = first.place.get("method") == second.place.get("method")
     if first.matrix is None or second.matrix is None:
         return _of_values(first, second, one_method)
@@ -441,11 +433,12 @@ def time_ratio(evidence: Evidence, question: Question, low: Side) -> Found:
     (first, place), (second, _) = (_times(evidence, method, setting) for method in methods)
     found = stats.unpaired(first, second)
     interval = found.interval
-    rows = _timed(evidence, methods[0])
-    random = rows["random_weights"].fill_null(False).any()
     if interval is not None:
         interval = Interval(math.exp(interval.low), math.exp(interval.high))
     note = f"{setting['num_samples']} samples x {setting['num_iterations']} iterations on {setting['device']}"
+    for method in methods:
+        if _timed(evidence, method)["random_weights"].fill_null(False).any():
+            note += f"; {method} with random weights, on which its time does not depend"
     return Found(math.exp(found.diff), interval, OF_TIMES, found.n, place, note=note)
 
 

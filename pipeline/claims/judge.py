@@ -111,7 +111,7 @@ def _order(question: Question, evidence: Evidence, env: str) -> Judged:
         why = f"{question.high.words()} over {question.low.words()}: above 1? {found.note}"
         return rules.above(found.interval, 1.0), found, why
     found = measured.difference(evidence, question, question.low, env)
-    return rules.above(found.interval), found, f"{sides}: above 0?"
+    return rules.above(found.interval), found, f"{sides}: above 0? {found.note}".rstrip()
 
 
 def _searches(question: Question, evidence: Evidence) -> Judged:

@@ -173,7 +173,8 @@ def test_orders_of_points_methods_and_floors(frames: Frames) -> None:
     floor = ask(high=Side("lewm"), low=Side("random"))
     assert verdict(floor, of(frames))["verdict"] == "reproduced"
     same = ask(high=Side(None, ("0.1",)), low=Side(None, ("0.1",)))
-    assert verdict(same, of(frames))["verdict"] == "not run"
+    assert verdict(same, of(frames))["verdict"] == "undecided"
+    assert "the same point" in verdict(same, of(frames))["text"]
 
 
 def test_a_difference_is_the_paired_difference_of_the_episodes(frames: Frames) -> None:
@@ -197,6 +198,17 @@ def test_other_metrics_are_compared_seed_by_seed(frames: Frames) -> None:
     means = dict(seeds.group_by("lam").agg(pl.col("mean_std").mean()).iter_rows())
     assert found["ours"] == pytest.approx(means[0.1] - means[0.0]) and found["n"] == 3
     assert found["unit"] is None and found["num_episodes"] is None
+
+
+def test_the_best_point_against_a_control_is_the_best_of_the_others(frames: Frames) -> None:
+    won = pl.when(pl.col("lam") == 0.0).then(True).otherwise(pl.col("success"))
+    planning = frames["planning"].with_columns(success=won)
+    changed = frames | {"planning": planning}
+    for metric in ("success", "mean_std"):
+        question = ask(metric=metric, high=Side(None, ("best",)), low=Side(None, ("0.0",)))
+        found = verdict(question, of(changed | stability.run(changed)))
+        assert found["point"] == "loss.lam=0.1"
+        assert found["verdict"] == ("not reproduced" if metric == "success" else "reproduced")
 
 
 def test_one_seed_decides_nothing_and_says_so(frames: Frames) -> None:

@@ -1,6 +1,7 @@
 """The programme of all sweeps: costs count shared trials once; a subset runs, and goes on when one fails."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from lewm.config import nearest
 from pipeline import programme, sweep
+from pipeline.claims import VERDICTS
 from pipeline.programme import Cost, choose, costs, wall_hours
 from pipeline.shipped import load_programme, package_folder
 from pipeline.spec import Request, resolve
@@ -162,8 +164,6 @@ def test_choose_keeps_the_order_and_knows_all() -> None:
 
 
 def test_the_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
-    import subprocess
-
     check = (
         "import sys; from pipeline import sweep; "
         f"assert sweep.main(['paper', '--dry-run', '--storage', {str(tmp_path)!r}]) == 0; "
@@ -171,3 +171,20 @@ def test_the_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(240)
+def test_a_sweep_of_the_programme_for_real_ends_in_the_page_of_claims(tmp_path: Path) -> None:
+    words = ["paper", "--sweeps", "seeds", "--profile", "tiny", "--storage", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.sweep", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = read_table(tmp_path / "reproduction", "claims")
+    assert set(found["profile"].drop_nulls()) == {"tiny"}
+    numbers = found.filter(kind="absolute", claim="seeds")
+    assert set(numbers["verdict"]) == {"not tested at this scale"}  # Two-Room, not Push-T
+    straight = found.filter(claim="straightening-pldm").row(0, named=True)
+    assert straight["ours"] is not None and straight["n"] == 2
+    assert straight["verdict"] in VERDICTS[:3] and straight["folder"] == "seeds-multi-tiny"

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from lewm.config import RECIPE_VERSION, Config
 from lewm.data.clips import Normaliser
@@ -173,8 +173,8 @@ def first_error(error: ValidationError) -> str:
     return f"{key}: {message}" if key else message
 
 
-def load_strictly(method: Method, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Copies weights into a method.
+def load_strictly(method: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Copies weights into a method, or another module.
 
     Raises:
         ValueError: naming tensors that are missing, unknown, or of another shape or type, a few of

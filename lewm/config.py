@@ -3,9 +3,9 @@
 Defaults are the published LeWM configuration (arXiv 2603.19312 and its code, where they disagree the
 code); profiles and sweeps only override them. Imports no torch, so `--dry-run` stays instant.
 
-Sections: `model`, `loss`, `pldm`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
+Sections: `model`, `loss`, `pldm`, `dino`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`planning`, `probing`, `surprise` and `examples` configure evaluation and are hashed into a cell's identity.
+`planning`, `probing`, `surprise`, `examples` and `timing` configure evaluation and are hashed into a cell's identity.
 """
 
 import difflib
@@ -35,6 +35,10 @@ class Frozen(BaseModel):
 class ModelConfig(Frozen):
     """Architecture (paper Table of App. A and the released `config.json`)."""
 
+    encoder: Literal["vit", "resnet18"] = "vit"
+    """`resnet18` reads `image_size` and `resnet_channels`, nothing else of the encoder's sizes."""
+    resnet_channels: Count = 64
+    """Of ResNet-18's first stage; 64 is the standard network."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224
     """Pixels per side of the square input."""
     patch_size: Count = 14
@@ -100,6 +104,28 @@ class PLDMConfig(Frozen):
     """Width of the network that reads the action."""
 
 
+class DinoConfig(Frozen):
+    """DINO-WM (facts §8.2): a predictor of frozen DINOv2 patch tokens; defaults are the published sizes."""
+
+    predictor_depth: Count = 6
+    predictor_heads: Count = 16
+    predictor_head_dim: Count = 64
+    predictor_mlp: Count = 2048
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Of the predictor (attention and MLP)."""
+    action_embed: Count = 10
+    """Channels that an action block adds to every token."""
+    proprio: bool = False
+    """Whether proprioception is seen, predicted and planned with; LeWM's paper leaves it out unless said."""
+    proprio_embed: Count = 10
+    """Channels that proprioception adds to every token."""
+    proprio_weight: NonNegative = 1.0
+    """α, of the proprioceptive part of the planning cost."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Of the DINOv2 weights that must be used; None takes what has the names and shapes of ViT-S/14. Part of
+    a trial's identity, as the path is not: set it where weights other than the published ones are used."""
+
+
 class DataConfig(Frozen):
     """What is learnt from, and how it is cut into clips."""
 
@@ -159,6 +185,14 @@ class RunConfig(Frozen):
     """Steps between checkpoints: what a killed process can lose."""
     pixels_in_memory_gb: NonNegative = 1.0
     """Training frames are decoded into memory once if they fit into this many GB."""
+    dino_weights: str | None = None
+    """Path of `dinov2_vits14_pretrain.pth`; None, or a path that is not there: the environment variable
+    LEWM_DINOV2_WEIGHTS says."""
+    dino_cache_gb: NonNegative = 4.0
+    """DINOv2's tokens of a data file are kept on disk if they fit into this many GB, else made anew for
+    every batch, to the same bits."""
+    dino_cache: str | None = None
+    """Folder of the kept tokens; None: LEWM_DINOV2_CACHE, or ~/.cache/lewm/dinov2."""
 
 
 class LatentsConfig(Frozen):
@@ -209,12 +243,15 @@ class PlanningConfig(Frozen):
     with MPPI; 5 to 50 did as well as CEM on Two-Room models with 64 latent dimensions, 0.5 and 100 worse."""
     mppi_std: Positive = 1.0
     """Standard deviation of the samples around the mean, in z-scored units, never adapted."""
+    gradient_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
+    """The three of the paper's Table 10."""
     gradient_num_starts: Count = 100
     """Initial plans descended from in parallel, the first of them zero (instead of `num_samples`)."""
     gradient_num_steps: Count = 30
-    """Adam steps (instead of `num_iterations`)."""
+    """Steps of descent (instead of `num_iterations`)."""
     gradient_lr: Positive = 0.1
-    """Adam's step in z-scored units: a number of a plan moves by about this much per step at most."""
+    """In z-scored units: with Adam and RMSProp a number of a plan moves by about this much per step; with
+    SGD by this times its slope, in units of the cost."""
 
     @model_validator(mode="after")
     def _check(self) -> "PlanningConfig":
@@ -255,6 +292,21 @@ class SurpriseConfig(Frozen):
     """Frame of the clip at which the event strikes; later frames stay perturbed."""
 
 
+class TimingConfig(Frozen):
+    """Seconds per plan, side by side (paper Fig. 3); samples, iterations and horizon are those of `planning`."""
+
+    settings: tuple[Literal["samples", "flops"], ...] = ("samples", "flops")
+    """The same samples for every method; samples for the operations that LeWM's plan takes."""
+    repetitions: Annotated[int, Field(ge=2)] = 10
+    batch: Count = 1
+    """Plans made together."""
+    samples: Count | None = None
+    """Of a plan's samples those really run, the time scaled by their number; None: all."""
+    iterations: Count | None = None
+    """Likewise of its iterations."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
 class ExamplesConfig(Frozen):
     """Pictures of planned episodes, for the report."""
 
@@ -270,6 +322,7 @@ class Config(Frozen):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     pldm: PLDMConfig = PLDMConfig()
+    dino: DinoConfig = DinoConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
@@ -278,6 +331,13 @@ class Config(Frozen):
     probing: ProbingConfig = ProbingConfig()
     surprise: SurpriseConfig = SurpriseConfig()
     examples: ExamplesConfig = ExamplesConfig()
+    timing: TimingConfig = TimingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.method == "dino_wm":
+            check_dino(self)
+        return self
 
     @property
     def lam(self) -> float | None:
@@ -285,10 +345,37 @@ class Config(Frozen):
         return self.loss.lam if "loss" in OBJECTIVES.get(self.method, ()) else None
 
 
-TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
-OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",)}
+TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "dino", "data", "optim")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing")
+OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
+
+
+DINO_PATCH = 14
+"""Pixels per side of a patch of DINOv2."""
+
+
+def check_dino(config: Config) -> None:
+    """Refuses what DINO-WM cannot take.
+
+    Raises:
+        ValueError: frames that are no whole number of patches, or proprioception where there is none.
+    """
+    size = config.model.image_size
+    if size % DINO_PATCH:
+        low = max(size // DINO_PATCH, 1) * DINO_PATCH
+        raise ValueError(
+            f"model.image_size {size} is not a multiple of {DINO_PATCH}, the patch of DINOv2 that dino_wm "
+            f"sees with; nearest: {low} or {low + DINO_PATCH}"
+        )
+    if config.dino.proprio:
+        from lewm.envs import env_class
+
+        if not env_class(config.data.env).proprio:
+            raise ValueError(
+                f"dino.proprio: environment {config.data.env!r} has no proprioception; "
+                "set it to false, or choose an environment whose data have columns proprio*"
+            )
 
 
 def training_fields(method: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ Shapes: B slots of a chunk, E episodes, T context frames, H planned blocks, A ac
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -219,6 +219,22 @@ class _Chunk:
             self._goal_frames = np.stack([[e.draw(e.pair.goal_state)] for e in self.padded])
         return np.stack([e.context(history) for e in self.padded]), self._goal_frames
 
+    def proprio(self, columns: Iterable[str], history: int) -> tuple[Array, ...]:
+        """Proprioception (B, T, Q) at the context's frames and (B, 1, Q) at the goal; nothing of no columns."""
+        names = tuple(columns)
+        if not names:
+            return ()
+        states = [[*e.boundary_states[-history:], e.pair.goal_state] for e in self.padded]
+        env = self.padded[0].env
+        felt_BTQ = np.stack([[felt(env, state, names) for state in row] for row in states])
+        return felt_BTQ[:, :-1], felt_BTQ[:, -1:]
+
+
+def felt(env: Env, state: Array, columns: Iterable[str]) -> npt.NDArray[np.float32]:
+    """The proprioception (Q,) of a state, the columns side by side as a data file has them."""
+    stored = env.state_columns(state)
+    return np.concatenate([np.ravel(stored[name]) for name in columns]).astype(np.float32)
+
 
 def _generator(eval_seed: int, pair_id: int | None) -> torch.Generator:
     """The planner's stream of one pair, the same in whatever company it is planned."""
@@ -234,7 +250,12 @@ def _make_cost(chunk: _Chunk, agent: Agent, context_BTHWC: Array, goal_B1HWC: Ar
     if num_past:
         past_BTA = torch.cat(chunk.past_blocks, dim=1)[:, -num_past:].to(agent.device)
     context_BTCHW = _to_model(context_BTHWC, agent.device)
-    priced = agent.method.plan_cost(context_BTCHW, _to_model(goal_B1HWC, agent.device), past_BTA)
+    goal_B1CHW = _to_model(goal_B1HWC, agent.device)
+    body = [
+        torch.from_numpy(x).to(agent.device)
+        for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
+    ]
+    priced = agent.method.plan_cost(context_BTCHW, goal_B1CHW, past_BTA, *body)
     return lambda actions_BSHA: priced(actions_BSHA.to(agent.device)).float().cpu()
 
 

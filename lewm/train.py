@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lewm.checkpoint import atomic_file
 from lewm.config import Config, OptimConfig, make_config
@@ -76,9 +75,11 @@ def train(
             files.log(f"step {step} of {run.num_steps}: {run.describe()}")
             if resumed_at is not None and report is not None:
                 report(step, run.curve.newest(step + 1))
+            if resumed_at is None and not run.method.trains:
+                _fit(run)
             if diverged:
                 return TrainResult("diverged", step)
-            batches = _batches(run, step)
+            batches = _batches(run, step, run.num_steps)
             while True:
                 last = step == run.num_steps
                 if step != resumed_at:
@@ -114,11 +115,11 @@ def evaluate(
     method.eval()
     with torch.inference_mode(), _autocast(config, device):
         for first in range(0, num_clips, config.optim.batch_size):
-            batch = _on_device(val.get(indices[first : first + config.optim.batch_size]), device)
-            z_BTD = method.encode(batch.frames_BTCHW)["z"]
+            batch = _on_device(val.load(indices[first : first + config.optim.batch_size]), device)
+            z_BTD = method.embed(batch)
             pred_BTD = method.predict(z_BTD[:, :-1], batch.actions_BTA[:, :-1])
             errors.append((pred_BTD.float() - z_BTD[:, 1:].float()).square().mean(dim=(1, 2)))
-            latents.append(z_BTD.float().flatten(0, 1))
+            latents.append(method.pooled(z_BTD).float().flatten(0, 1))
     method.train()
     return {
         "val_pred_loss": torch.cat(errors).mean().item(),
@@ -174,8 +175,16 @@ def _save(
         report(step, values)
 
 
-def _batches(run: Run, first: int) -> Iterator[Batch]:
-    """Batches of steps `first` .. num_steps - 1; an epoch's last short batch is dropped."""
+def _fit(run: Run) -> None:
+    """One epoch at most, in the order in which a training would see it."""
+    one_epoch = len(run.data) // run.config.optim.batch_size
+    asked = run.config.optim.num_steps or one_epoch
+    with torch.no_grad(), _autocast(run.config, run.device):
+        run.method.fit(lambda: _batches(run, 0, min(asked, one_epoch)))
+
+
+def _batches(run: Run, first: int, end: int) -> Iterator[Batch]:
+    """Batches of steps `first` .. `end` - 1; an epoch's last short batch is dropped."""
     size, seed = run.config.optim.batch_size, run.config.seed
     steps_per_epoch = len(run.data) // size
 
@@ -183,27 +192,31 @@ def _batches(run: Run, first: int) -> Iterator[Batch]:
     def order_of(epoch: int) -> npt.NDArray[np.int64]:
         return run.data.order(np.random.default_rng((seed, epoch)))
 
-    def load(step: int) -> tuple[Tensor, Tensor]:
+    def load(step: int) -> Batch:
         epoch, position = divmod(step, steps_per_epoch)
         order = order_of(epoch)
-        return run.data.get(order[position * size : (position + 1) * size])
+        return run.data.load(order[position * size : (position + 1) * size])
 
     if run.device.type == "cpu":
-        for step in range(first, run.num_steps):
+        for step in range(first, end):
             yield _on_device(load(step), run.device)
-    elif first < run.num_steps:
+    elif first < end:
         with ThreadPoolExecutor(max_workers=1) as pool:  # reads one batch ahead of the accelerator
             ahead = pool.submit(load, first)
-            for step in range(first, run.num_steps):
+            for step in range(first, end):
                 clips = ahead.result()
-                if step + 1 < run.num_steps:
+                if step + 1 < end:
                     ahead = pool.submit(load, step + 1)
                 yield _on_device(clips, run.device)
 
 
-def _on_device(clips: tuple[Tensor, Tensor], device: torch.device) -> Batch:
-    frames, actions = clips
-    return Batch(prepare_frames(frames.to(device)), actions.to(device))
+def _on_device(clips: Batch, device: torch.device) -> Batch:
+    further = (clips.proprio_BTQ, clips.codes_BTPC)
+    return Batch(
+        prepare_frames(clips.frames_BTCHW.to(device)),
+        clips.actions_BTA.to(device),
+        *(None if x is None else x.to(device) for x in further),
+    )
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:

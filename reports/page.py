@@ -21,6 +21,7 @@ from reports import (
     sections,
     stability,
     text,
+    timing,
     training,
     views,
 )
@@ -48,7 +49,8 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         _chapter(world, number, points, meta, len(worlds)) for number, world in enumerate(worlds)
     ]
     methods = rivals.method_sections(worlds)
-    figures = [section["figure"] for section in methods]
+    timed = timing.sections(tables)
+    figures = [section["figure"] for section in [*methods, *timed]]
     figures += [figure for chapter in chapters for figure in chapter["figures"]]
     charts = {"config": page_config(lams), "figures": {f.name: f.page() for f in figures}}
     environment = jinja2.Environment(
@@ -65,6 +67,7 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         question=meta.get("question") or "Is it stable, at which λ, and how do we know?",
         chapters=chapters,
         methods=methods,
+        timed=timed,
         overview=sections.overview(worlds) if len(worlds) > 1 else [],
         provenance=sections.provenance(meta, tables),
         citation=prose.citation(meta),
@@ -83,7 +86,8 @@ def figures_svg(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> 
     config = chart_config(False, [lam for _, lam in points]) | {"background": "white"}
     config["font"] = "Arial, Helvetica, sans-serif"
     found = views.worlds(tables, meta)
-    figures = [section["figure"] for section in rivals.method_sections(found)]
+    across = [*rivals.method_sections(found), *timing.sections(tables)]
+    figures = [section["figure"] for section in across]
     for number, world in enumerate(found):
         figures += _figures(world, number, points)
     pictures = {}

@@ -1,7 +1,5 @@
 """Planning success: against λ, seed by seed, against the best point and the floors."""
 
-import re
-
 from reports import text
 from reports.axis import PointAxis
 from reports.figures import Figure, point_chart, rows_behind, seed_chart
@@ -14,7 +12,7 @@ DRAWN_FLOORS = ("random", "oracle")
 def file_name(prefix: str, words: str, setting: Row) -> str:
     """Name of a figure of a planning setting."""
     place = "-".join(str(setting[name]) for name in SETTING if setting[name])
-    return f"{prefix}{words}-" + re.sub(r"[^A-Za-z0-9]+", "-", place).strip("-")
+    return f"{prefix}{words}-" + text.slug(place)
 
 
 def success_figure(world: World, setting: Row, name: str, height: int) -> Figure:

@@ -84,6 +84,11 @@ def method(name: str) -> str:
     return METHODS.get(name) or name.replace("_", " ")
 
 
+def slug(words: str) -> str:
+    """The words as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-")
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a reader's unit."""
     if seconds is None:

@@ -72,7 +72,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                 f"pipeline.{room}"
                 for room in (
                     *("spec", "shipped", "tables", "storage"),
-                    *("stages.stability", "search.record"),
+                    *("stages.stability", "search.record", "plan_times"),
                 )
             ),
         }, {"torch", "ray", "mlflow"}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lewm.config import Config
 from lewm.data.episodes import PIXELS, EpisodeFile
+from lewm.methods import Batch
 
 Array = npt.NDArray[Any]
 Part = Literal["train", "val"]
@@ -111,8 +112,12 @@ class ClipData:
     """
 
     normaliser: Normaliser
+    fitted_rows: npt.NDArray[np.bool_]
+    """Rows of the file (N,) that the normaliser is fitted to."""
     in_memory: bool
     """Whether the part's frames are held decoded; they are if they fit `run.pixels_in_memory_gb`."""
+    proprio: Tensor | None
+    """Of every row of the file (N, Q), if batches shall have it."""
 
     def __init__(self, file: EpisodeFile, config: Config, part: Part) -> None:
         if file.image_size != config.model.image_size:
@@ -121,6 +126,8 @@ class ClipData:
                 f"but model.image_size is {config.model.image_size}"
             )
         self._file = file
+        self.proprio: Tensor | None = None
+        self._codes: npt.NDArray[np.float16] | None = None
         self.num_frames = config.model.history + 1
         self.block = config.data.action_block
         self.starts = self._find_starts(config, part)
@@ -153,12 +160,17 @@ class ClipData:
         every = np.arange(file.num_episodes)
         if data.split == "episode":
             train, held_out = split_episodes(file.num_episodes, data.holdout_frac, data.split_seed)
-            self.normaliser = _fit(file, train)
+            self._fit(train)
             return self._clips_of(train if part == "train" else held_out)
-        self.normaliser = _fit(file, every)
+        self._fit(every)
         starts = self._clips_of(every)
         train, held_out = split_episodes(len(starts), data.holdout_frac, data.split_seed)
         return starts[train if part == "train" else held_out]
+
+    def _fit(self, episodes: Array) -> None:
+        file = self._file
+        self.fitted_rows = np.repeat(np.isin(np.arange(file.num_episodes), episodes), file.ep_len)
+        self.normaliser = Normaliser.fit(file.read("action")[self.fitted_rows])
 
     def _clips_of(self, episodes: Array) -> npt.NDArray[np.int64]:
         """First rows of every clip of the episodes, ascending."""
@@ -222,20 +234,35 @@ class ClipData:
             z-scored actions (B, T, A) float32 without NaN.
         """
         rows_BT = self.rows(indices)
+        return self._frames(rows_BT), self._action_blocks(rows_BT)
+
+    def use_codes(self, codes: npt.NDArray[np.float16]) -> None:
+        """From now on batches have these codes (N, P, C) of the file's rows, and no frames."""
+        self._codes = codes
+        if self.in_memory:
+            self.in_memory = False
+            del self._frames_NCHW
+
+    def load(self, indices: Array) -> Batch:
+        """Clips by number as a batch, frames still uint8, with whatever else was asked for."""
+        rows_BT = self.rows(indices)
+        proprio = None if self.proprio is None else self.proprio[torch.from_numpy(rows_BT)]
+        if self._codes is None:
+            return Batch(self._frames(rows_BT), self._action_blocks(rows_BT), proprio)
+        codes = torch.from_numpy(self._codes[rows_BT])
+        none = torch.empty((*rows_BT.shape, 3, 0, 0), dtype=torch.uint8)
+        return Batch(none, self._action_blocks(rows_BT), proprio, codes)
+
+    def _frames(self, rows_BT: Array) -> Tensor:
         if self.in_memory:
             places = torch.from_numpy(self._place[rows_BT].reshape(-1))
             frames = self._frames_NCHW.index_select(0, places)
-            frames_BTCHW = frames.reshape(*rows_BT.shape, *frames.shape[1:])
-        else:
-            frames_BTCHW = torch.from_numpy(self._file.read(PIXELS, rows_BT)).movedim(-1, -3)
+            return frames.reshape(*rows_BT.shape, *frames.shape[1:])
+        return torch.from_numpy(self._file.read(PIXELS, rows_BT)).movedim(-1, -3)
+
+    def _action_blocks(self, rows_BT: Array) -> Tensor:
         action_rows = torch.from_numpy(rows_BT[:, :1] + np.arange(self.span))
-        actions_BTA = self._actions[action_rows].reshape(*rows_BT.shape, self.action_width)
-        return frames_BTCHW, actions_BTA
-
-
-def _fit(file: EpisodeFile, episodes: Array) -> Normaliser:
-    chosen = np.repeat(np.isin(np.arange(file.num_episodes), episodes), file.ep_len)
-    return Normaliser.fit(file.read("action")[chosen])
+        return self._actions[action_rows].reshape(*rows_BT.shape, self.action_width)
 
 
 def prepare_frames(frames: Tensor) -> Tensor:

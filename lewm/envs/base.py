@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import gymnasium
@@ -48,6 +49,8 @@ class Env(gymnasium.Env[State, Array]):
     """Width of the environment's own action, not of a block."""
     behaviours: ClassVar[Mapping[str, Callable[[np.random.Generator], Behaviour]]]
     """Data policies by name; `+` between names is a mixture, see `make_behaviour`."""
+    proprio: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    """What the body feels of itself: columns `proprio*` of `state_columns` with their widths, if any."""
     image_size: int
     """Pixels per side of a frame."""
     success_rule: ClassVar[Mapping[str, float | bool]]

@@ -58,6 +58,7 @@ class CubeEnv(Env):
     name: ClassVar[str] = "cube"
     render_qualities = ("exact", "fast")
     action_dim: ClassVar[int] = 5
+    proprio = rows.PROPRIO
     behaviours = {"markov": Markov, "plan": Plan, "random": Random}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
         "distance_m": REACHED_M,

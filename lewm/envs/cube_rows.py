@@ -23,6 +23,16 @@ BLOCK_VEL = slice(14, 20)
 """Of qvel: the cube's."""
 TABLE = np.array([[0.3, -0.3], [0.55, 0.3]])
 """Where OGBench puts cubes: corners (x, y)."""
+PROPRIO = {
+    "proprio_joint_pos": 6,
+    "proprio_joint_vel": 6,
+    "proprio_effector_pos": 3,
+    "proprio_effector_yaw": 1,
+    "proprio_gripper_contact": 1,
+    "proprio_gripper_opening": 1,
+    "proprio_gripper_vel": 1,
+}
+"""Columns of proprioception with their widths."""
 MOVED_M, LIFTED_M = 0.04, 0.06
 OBSERVATION_CENTRE, OBSERVATION_SCALE, OPENING_SCALE = np.array([0.425, 0.0, 0.0]), 10.0, 3.0
 

@@ -48,6 +48,7 @@ class PushTEnv(Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     name: ClassVar[str] = "push_t"
     action_dim: ClassVar[int] = 2
+    proprio = {"proprio": 4}  # noqa: RUF012
     behaviours = {"weak": Weak, "pusher": Pusher, "random": Random}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
         "position_px": REACHED_PX,

@@ -82,6 +82,7 @@ class TwoRoomEnv(Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     name: ClassVar[str] = "two_room"
     action_dim: ClassVar[int] = 2
+    proprio = {"proprio": 2}  # noqa: RUF012
     behaviours = {"expert": Expert, "random": Random}  # noqa: RUF012
     success_rule: ClassVar[Mapping[str, float | bool]] = {
         "distance_px": REACHED_PX,

@@ -47,9 +47,12 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     codes = embed_rows(trial, frames)
     rows = []
     for layer in LAYERS:
-        row: dict[str, Any] = {"layer": layer, **measure(codes[layer].double())}
+        z_CTD = trial.method.pooled(codes[layer]) if layer == "projected" else codes[layer]
+        row: dict[str, Any] = {"layer": layer, **measure(z_CTD.double())}
         if layer == "projected":
-            row["collapsed"] = is_collapsed(row.get("mean_std"), row.get("epps_pulley"), settings)
+            row["collapsed"] = trial.method.can_collapse and is_collapsed(
+                row.get("mean_std"), row.get("epps_pulley"), settings
+            )
             row |= _errors(trial, codes[layer], frames)
         rows.append(row)
     return make_frame(rows, STAGE_SCHEMAS["latents"])

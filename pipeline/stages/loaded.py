@@ -133,17 +133,36 @@ def clip_rows(trial: LoadedTrial, starts: Array, num_frames: int) -> Array:
     return starts[:, None] + trial.config.data.action_block * np.arange(num_frames)
 
 
-def embed_rows(trial: LoadedTrial, rows: Array) -> dict[str, Tensor]:
-    """Embeddings of stored frames by layer: (*rows.shape, D) float32 on the CPU."""
+def embed_rows(trial: LoadedTrial, rows: Array, pooled: bool = False) -> dict[str, Tensor]:
+    """Embeddings of stored frames by layer: (*rows.shape, D) float32 on the CPU.
+
+    Args:
+        pooled: whether "projected" is what the method's `pooled` makes of it.
+    """
     flat = rows.reshape(-1)
-    out = _embed(trial, len(flat), lambda part: trial.episodes.read("pixels", flat[part]))
+
+    def read(part: slice) -> tuple[Array, Array | None]:
+        file = trial.episodes
+        columns = [file.read(name, flat[part]) for name in trial.method.proprio]
+        felt = [values.reshape(len(values), -1) for values in columns]
+        frames = file.read("pixels", flat[part])
+        return frames, np.concatenate(felt, axis=1) if felt else None
+
+    out = _embed(trial, len(flat), read, pooled)
     return {layer: x.reshape(*rows.shape, -1) for layer, x in out.items()}
 
 
-def embed_frames(trial: LoadedTrial, frames: Array) -> dict[str, Tensor]:
-    """Embeddings of frames (..., H, W, 3) uint8 by layer: (..., D) float32 on the CPU."""
+def embed_frames(trial: LoadedTrial, frames: Array, felt: Array | None = None) -> dict[str, Tensor]:
+    """Embeddings of frames (..., H, W, 3) uint8 by layer: (..., D) float32 on the CPU.
+
+    Args:
+        felt: proprioception (..., Q), for a method that reads it.
+    """
     flat = frames.reshape(-1, *frames.shape[-3:])
-    out = _embed(trial, len(flat), lambda part: flat[part])
+    flat_felt = None if felt is None else felt.reshape(len(flat), -1)
+    out = _embed(
+        trial, len(flat), lambda part: (flat[part], None if flat_felt is None else flat_felt[part])
+    )
     return {layer: x.reshape(*frames.shape[:-3], -1) for layer, x in out.items()}
 
 
@@ -165,14 +184,25 @@ def predict(trial: LoadedTrial, z_CTD: Tensor, actions_CTA: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def _embed(trial: LoadedTrial, num: int, read: Callable[[slice], Array]) -> dict[str, Tensor]:
+def _embed(
+    trial: LoadedTrial,
+    num: int,
+    read: Callable[[slice], tuple[Array, Array | None]],
+    pooled: bool = False,
+) -> dict[str, Tensor]:
     batches: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     for begin in range(0, num, BATCH):
-        frames = torch.from_numpy(read(slice(begin, begin + BATCH)))
+        seen, felt = read(slice(begin, begin + BATCH))
+        frames, body = torch.from_numpy(seen), []
         padded = torch.zeros(BATCH, *frames.shape[1:], dtype=torch.uint8)
         padded[: len(frames)] = frames
         images = prepare_frames(padded.to(trial.device).movedim(-1, -3))
-        codes = trial.method.encode(images.unsqueeze(1))
+        if felt is not None:
+            missing = (0, 0, 0, BATCH - len(felt))
+            body = [F.pad(torch.from_numpy(felt).float(), missing).to(trial.device).unsqueeze(1)]
+        codes = trial.method.encode(images.unsqueeze(1), *body)
+        if pooled:
+            codes["z"] = trial.method.pooled(codes["z"])
         for layer, key in LAYERS.items():
             batches[layer].append(codes[key][: len(frames), 0].float().cpu())
     return {layer: torch.cat(parts) for layer, parts in batches.items()}

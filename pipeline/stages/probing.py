@@ -35,7 +35,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     rows_test = draw_rows(trial, "held_out", 1, settings.num_test, STREAM + 1)
     names, y_train, y_test = _targets(trial, rows_train, rows_test)
     with torch.inference_mode():
-        z_train, z_test = embed_rows(trial, rows_train), embed_rows(trial, rows_test)
+        z_train, z_test = (embed_rows(trial, rows, pooled=True) for rows in (rows_train, rows_test))
     rows = []
     for layer in LAYERS:
         x_train, x_test = _standardise(z_train[layer].double(), z_test[layer].double())

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 
 from lewm.config import SurpriseConfig
+from lewm.control import felt
 from lewm.envs import Env, make_env
 from pipeline.stages.loaded import (
     Array,
@@ -48,13 +49,15 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     rows = clip_rows(trial, starts, event + 1)[:, event - num_past :]
     states = _states(env, trial, rows)
     usual = np.stack([[env.render_state(state) for state in clip] for clip in states])
-    codes = embed_frames(trial, usual)["projected"]
+    codes = embed_frames(trial, usual, _felt(env, trial, states))["projected"]
     predicted = predict(trial, codes[:, :-1], clip_actions(trial, rows[:, :-1]))[:, -1]
     control = (predicted - codes[:, -1]).double().square().mean(-1)
     episode_ids = np.searchsorted(trial.episodes.ep_offset, starts, side="right") - 1
     table = []
     for number, (name, (kind, _)) in enumerate(sorted(env.violations().items())):
-        observed = embed_frames(trial, _violate(env, name, number, starts, states))["projected"]
+        struck, after = _violate(env, name, number, starts, states)
+        body = _felt(env, trial, [[state] for state in after])
+        observed = embed_frames(trial, struck, body)["projected"]
         surprise = (predicted - observed).double().square().mean(-1)
         for index, start in enumerate(starts.tolist()):
             table.append(
@@ -80,12 +83,23 @@ def _states(env: Env, trial: LoadedTrial, rows: Array) -> list[list[Array]]:
     return [flat[begin : begin + width] for begin in range(0, len(flat), width)]
 
 
-def _violate(env: Env, name: str, number: int, starts: Array, states: list[list[Array]]) -> Array:
-    """(C, H, W, 3) frames with the event; each clip's draw depends on its start row only."""
+def _felt(env: Env, trial: LoadedTrial, states: list[list[Array]]) -> Array | None:
+    """Proprioception (C, T, Q) of states, for a method that reads it."""
+    names = tuple(trial.method.proprio)
+    if not names:
+        return None
+    return np.stack([[felt(env, state, names) for state in clip] for clip in states])
+
+
+def _violate(
+    env: Env, name: str, number: int, starts: Array, states: list[list[Array]]
+) -> tuple[Array, list[Array]]:
+    """(C, H, W, 3) frames with the event, and the states; a clip's draw depends on its start row only."""
     apply = env.violations()[name][1]
-    frames = []
+    frames, after = [], []
     for start, clip in zip(starts.tolist(), states, strict=True):
         rng = np.random.default_rng(np.random.SeedSequence((STREAM, number, start)))
         state, options = apply(clip[-1], rng)
         frames.append(env.render_state(state, **options))
-    return np.stack(frames)
+        after.append(state)
+    return np.stack(frames), after

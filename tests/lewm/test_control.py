@@ -9,7 +9,7 @@ from lewm.control import Agent, run_planner, run_recorded
 from lewm.data.clips import Normaliser
 from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import Manifest, make_manifest
-from lewm.methods import make_method
+from lewm.methods import Method, make_method
 from lewm.planners import make_planner
 from lewm.protocol import protocol_from_dict
 
@@ -168,7 +168,7 @@ def test_oracle_solves_every_pair_and_standing_still_none():
 def test_a_known_world_model_reaches_the_goal(name):
     """The loop closed with the true dynamics as the cost: planning must work if the model does."""
 
-    class Oracle(torch.nn.Module):
+    class Oracle(Method):
         def plan_cost(self, start_BTCHW, goal_B1CHW, past_actions_BTA=None):
             here, there = (_red_centre(x[:, -1]) for x in (start_BTCHW, goal_B1CHW))
 

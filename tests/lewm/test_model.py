@@ -62,16 +62,23 @@ def test_unknown_method_names_the_known() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_contract_shapes(name: str) -> None:
-    method = make_method(make_config({**TINY, "method": name}), 2).eval()
-    frames, actions = torch.randn(3, 4, 3, 16, 16), torch.randn(3, 4, 10)
+    size = 14 if name == "dino_wm" else 16
+    sizes = {**TINY, "model.image_size": size, "model.patch_size": size // 2}
+    config = make_config({**sizes, "method": name})
+    method = make_method(config, 2, random_weights=True).eval()
+    frames, actions = torch.randn(3, 4, 3, size, size), torch.randn(3, 4, 10)
     latents = method.encode(frames)
     assert latents["z"].shape == (3, 4, method.latent_dim)
-    assert latents["cls"].shape == (3, 4, 12)
+    assert latents["cls"].shape == (3, 4, 384 if name == "dino_wm" else 12)
     z = latents["z"]
     assert method.predict(z[:, :2], actions[:, :2]).shape == (3, 2, method.latent_dim)
     candidates = torch.randn(3, 5, 6, 10)
     assert method.rollout(z[:, :2], candidates).shape == (3, 5, 7, method.latent_dim)
     assert method.plan_cost(frames[:, :1], frames[:, 3:])(candidates).shape == (3, 5)
+    if not method.trains:
+        with torch.no_grad():
+            method.fit(lambda: [Batch(frames, actions)])
+        return
     terms = method.loss(Batch(frames, actions), torch.Generator().manual_seed(0))
     always = {"loss", "pred_loss"}
     assert always <= set(terms) <= always | {"sigreg_loss", *method.terms}

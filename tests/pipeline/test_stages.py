@@ -12,7 +12,7 @@ from lewm.data.clips import Normaliser, split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.manifest import make_manifest
-from lewm.methods import make_method
+from lewm.methods import Method, make_method
 from lewm.protocol import protocol_from_dict
 from pipeline.stages import STAGES, load_stage
 from pipeline.stages.latents import is_collapsed, measure
@@ -205,7 +205,7 @@ def test_probing_has_a_row_per_target_dimension_layer_and_probe(trial):
     assert frame["num_train"].unique().to_list() == [200] and frame["num_test"].max() <= 100
 
 
-class Seer(torch.nn.Module):
+class Seer(Method):
     """Sees where the agent is, whatever its colour, and knows how it moves off the walls."""
 
     def encode(self, frames_BTCHW):

@@ -25,8 +25,6 @@ from pipeline.storage import Storage, read_marker
 from pipeline.sweep import num_steps
 
 COMPLETE, SOME_FAILED = 0, 1
-PER_SWEEP = {"timing"}
-"""Stages of the whole sweep: a sweep of these alone trains nothing."""
 NOT_WITH = ("env", "seeds", "grid", "set", "dataset", "only")
 """Options that would make the programme's sweeps other ones."""
 Run = Callable[[Sequence[str]], tuple[int, str]]
@@ -90,7 +88,7 @@ def costs(names: Sequence[str], profile: str, storage: Storage) -> list[Cost]:
         except ValueError as error:
             found.append(Cost(name, None, str(error), num_claims=asked[name]))
             continue
-        if set(spec.stages) <= PER_SWEEP:
+        if not spec.trials:  # a sweep that only times
             found.append(Cost(name, spec, num_claims=asked[name]))
             continue
         found.append(_cost(spec, name, storage, trained, evaluated, asked[name]))

@@ -143,7 +143,7 @@ def write_reproduction(storage: Storage, formats: Sequence[str]) -> Report:
         if not has_table(folder, "trials"):
             continue
         state = (folder.read_json("state.json") or {}).get("state", "not known")
-        tables = read_tables(folder)[0] | {"timing": read_table(folder, "timing")}
+        tables = read_tables(folder)[0]
         profile, command = str(meta.get("profile") or ""), str(meta.get("command") or "")
         found.append(claims.Evidence(str(meta.get("name")), name, profile, command, tables))
         states.append({"folder": name, "profile": profile, "command": command, "state": state})

@@ -1,6 +1,5 @@
 """What a finished sweep's tables say of a question: values per seed, episodes, differences."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,6 @@ OVER_PAIRS = "95 % over seeds of either side and over pairs"
 OVER_SEEDS = "95 % t over seeds"
 WELCH = "95 % Welch over seeds"
 WILSON = "95 % Wilson over start/goal pairs"
-OF_TIMES = "95 % Welch over repetitions, on logarithms"
 FLOORS = ("random", "zero", "oracle")
 PROJECTED = "projected"
 
@@ -295,15 +293,7 @@ def _number(point: str) -> float | None:
 def number(evidence: Evidence, question: Question, env: str) -> Found:
     """A number of ours, where it is to lie beside a published one."""
     if question.metric == "plan_s":
-        logs, place = _times(evidence, question.high.method or "lewm")
-        interval = stats.t_interval(logs)
-        return Found(
-            math.exp(float(np.mean(logs))),
-            None if interval is None else Interval(math.exp(interval.low), math.exp(interval.high)),
-            "95 % t over repetitions, on logarithms",
-            len(logs),
-            place,
-        )
+        return plan_time(evidence, question.high.method or "lewm", "plan_seconds")
     if question.metric == "surprise_difference":
         return _of_control(evidence, question, env)
     own = sample(evidence, question, question.high, env)
@@ -388,58 +378,39 @@ def _of_control(evidence: Evidence, question: Question, env: str) -> Found:
     return Found(row["diff"], interval, row["ci_method"], row["n"], place)
 
 
-SETTING = ("eval_point", "num_samples", "num_iterations", "batch", "dtype", "device", "host")
+def plan_time(evidence: Evidence, method: str, quantity: str) -> Found:
+    """Seconds of a plan, or how many times LeWM's, with the planner's own samples; as the report has them.
 
-
-def _timed(evidence: Evidence, method: str) -> pl.DataFrame:
-    """Repetitions of a method: of its largest models, whatever world they were built for."""
-    return evidence.tables["timing"].filter(pl.col("method") == method, pl.col("plan_s") > 0)
-
-
-def _times(evidence: Evidence, method: str, setting: Row | None = None) -> tuple[list[float], Row]:
-    """Logarithms of seconds per plan, of the setting given or the one with the most samples.
+    Args:
+        quantity: `plan_seconds` or `time_ratio`.
 
     Raises:
-        Missing: nothing timed.
+        Missing: not timed.
     """
-    if "timing" not in evidence.tables:
-        raise Missing("nothing was timed")
-    rows = _timed(evidence, method)
-    if setting is not None:
-        rows = rows.filter(pl.col(k).eq_missing(pl.lit(v)) for k, v in setting.items())
+    rows = evidence.tables["summary"].filter(
+        pl.col("quantity") == quantity, pl.col("method") == method, pl.col("metric") == "samples"
+    )
     if rows.is_empty():
         raise Missing(f"no planning time of {method}")
-    sizes = rows.with_columns(size=pl.col("num_samples") * pl.col("num_iterations"))
-    top = sizes.sort("size", *SETTING, nulls_last=True).row(-1, named=True)
-    chosen = {name: top[name] for name in SETTING}
-    own = rows.filter(pl.col(k).eq_missing(pl.lit(v)) for k, v in chosen.items())
-    names = ("method", "env", "point", "planner", "eval_point")
-    return [math.log(s) for s in own["plan_s"]], {name: top[name] for name in names}
+    row = rows.row(0, named=True)
+    interval = None if row["ci_low"] is None else Interval(row["ci_low"], row["ci_high"])
+    place = {name: row[name] for name in ("method", "env", "planner", "eval_point")}
+    note = str(row["text"])
+    timed = evidence.tables["timing"].filter(pl.col("method") == method)
+    if timed["random_weights"].fill_null(False).any():
+        note += "; random weights, on which a plan's time does not depend"
+    return Found(row["value"], interval, row["ci_method"], row["n"], place, note=note)
 
 
 def time_ratio(evidence: Evidence, question: Question, low: Side) -> Found:
-    """Seconds per plan of `high` over `low`, in the largest setting that both were timed in."""
-    methods = [question.high.method or "lewm", low.method or "lewm"]
-    if question.metric != "plan_s":
-        raise Missing(f"no table holds {question.metric}")
-    if "timing" not in evidence.tables:
-        raise Missing("nothing was timed")
-    frames = [_timed(evidence, method).select(SETTING).unique() for method in methods]
-    shared = frames[0].join(frames[1], on=[*SETTING], how="inner", nulls_equal=True)
-    if shared.is_empty():
-        raise Missing(f"{methods[0]} and {methods[1]} were not timed in the same setting")
-    size = pl.col("num_samples") * pl.col("num_iterations")
-    setting = shared.sort(size, *SETTING, nulls_last=True).row(-1, named=True)
-    (first, place), (second, _) = (_times(evidence, method, setting) for method in methods)
-    found = stats.unpaired(first, second)
-    interval = found.interval
-    if interval is not None:
-        interval = Interval(math.exp(interval.low), math.exp(interval.high))
-    note = f"{setting['num_samples']} samples x {setting['num_iterations']} iterations on {setting['device']}"
-    for method in methods:
-        if _timed(evidence, method)["random_weights"].fill_null(False).any():
-            note += f"; {method} with random weights, on which its time does not depend"
-    return Found(math.exp(found.diff), interval, OF_TIMES, found.n, place, note=note)
+    """Seconds per plan of `high` over LeWM's.
+
+    Raises:
+        Missing: not timed, or no table has the metric.
+    """
+    if question.metric != "plan_s" or low.method != "lewm":
+        raise Missing(f"no table holds {question.metric} over those of {low.words()}")
+    return plan_time(evidence, question.high.method or "", "time_ratio")
 
 
 def flat_rows(evidence: Evidence, question: Question, env: str) -> list[Row]:

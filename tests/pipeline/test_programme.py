@@ -185,6 +185,6 @@ def test_a_sweep_of_the_programme_for_real_ends_in_the_page_of_claims(tmp_path: 
     assert set(found["profile"].drop_nulls()) == {"tiny"}
     numbers = found.filter(kind="absolute", claim="seeds")
     assert set(numbers["verdict"]) == {"not tested at this scale"}  # Two-Room, not Push-T
-    straight = found.filter(claim="straightening-pldm").row(0, named=True)
-    assert straight["ours"] is not None and straight["n"] == 2
-    assert straight["verdict"] in VERDICTS[:3] and straight["folder"] == "seeds-multi-tiny"
+    learns = found.filter(claim="learns-two_room").row(0, named=True)
+    assert learns["ours"] is not None and learns["n"] == 2
+    assert learns["verdict"] in VERDICTS[:3] and learns["folder"] == "seeds-multi-tiny"

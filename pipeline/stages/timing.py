@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lewm.config import Config
 from lewm.envs import env_class
@@ -134,7 +135,7 @@ def _bench(case: Case, method: Method, device: torch.device) -> _Bench:
     samples = planning.gradient_num_starts if gradient else planning.num_samples
     iterations = planning.gradient_num_steps if gradient else planning.num_iterations
     frames = _frames(case.config, device)
-    encoding, searching = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    encoding, searching = _counter(), _counter()
     with torch.no_grad(), _autocast(case.config, device):
         with encoding:
             cost = method.plan_cost(*frames)
@@ -156,6 +157,17 @@ def _bench(case: Case, method: Method, device: torch.device) -> _Bench:
         encoding.get_total_flops(),
         per_sample,
     )
+
+
+def _counter() -> FlopCounterMode:
+    """Counts matrix products, convolutions and attention; torch's own leaves out attention on a CPU."""
+
+    def attention(query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
+        flops: int = sdpa_flop_count(query, key, value)
+        return flops
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
 
 
 def _at_equal_flops(bench: _Bench, budget: float) -> _Bench:
@@ -249,4 +261,7 @@ def device_name(device: torch.device) -> str:
     """The accelerator's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

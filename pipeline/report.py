@@ -4,6 +4,7 @@ python -m pipeline.report lambda                          the page of the sweep 
 python -m pipeline.report lambda --format md,latex        the tables of a paper: Markdown, LaTeX
 python -m pipeline.report lambda --format html,png        the page, and its figures as PNG too
 python -m pipeline.report lambda-small lambda-paper       what differs: configuration, results, points
+python -m pipeline.report --paper                         every published claim beside what sweeps here found
 python -m pipeline.report lambda --storage s3://bucket/runs --out .
 python -m pipeline.report lambda /data/runs/sweeps/lambda-two_room-quick     one of another storage
 
@@ -21,9 +22,9 @@ from typing import Any
 import polars as pl
 import vl_convert
 
-from pipeline import comparison
+from pipeline import claims, comparison
 from pipeline.comparison import Sweep
-from pipeline.shipped import load_published
+from pipeline.shipped import load_programme, load_published
 from pipeline.stages import stability
 from pipeline.storage import Storage
 from pipeline.survey import locate_sweep
@@ -39,7 +40,7 @@ from pipeline.tables import (
     table_key,
 )
 from reports import comparison as comparison_page
-from reports import latex, markdown, next_run, page, views
+from reports import latex, markdown, next_run, page, reproduction, views
 from reports.paper import Paper, paper
 
 OK, BAD_INPUT = 0, 2
@@ -125,6 +126,38 @@ def compare(first: Place, second: Place, storage: Storage, formats: Sequence[str
         files |= _pictures(comparison_page.figures_svg(told), "png" in formats)
     if "html" in formats:
         files[PAGE] = comparison_page.render(told).encode()
+    _write(folder, files)
+    return Report(folder, tuple(files), ())
+
+
+def write_reproduction(storage: Storage, formats: Sequence[str]) -> Report:
+    """Judges every published claim by the sweeps of a storage, and writes tables and page to `reproduction/`.
+
+    Raises:
+        ValueError: as `make_report`.
+    """
+    found, states = [], []
+    for name in storage.list("sweeps"):
+        folder = storage.at(f"sweeps/{name}")
+        meta = read_meta(folder)
+        if not has_table(folder, "trials"):
+            continue
+        state = (folder.read_json("state.json") or {}).get("state", "not known")
+        tables = read_tables(folder)[0]
+        profile, command = str(meta.get("profile") or ""), str(meta.get("command") or "")
+        found.append(claims.Evidence(str(meta.get("name")), name, profile, command, tables))
+        states.append({"folder": name, "profile": profile, "command": command, "state": state})
+    questions = claims.with_order(claims.load_claims(), load_programme())
+    judged = claims.judge_all(questions, found)
+    told = reproduction.Told(judged, claims.summarise(judged), claims.RULES, states)
+    folder = storage.at("reproduction")
+    files = {
+        table_key("claims"): encode_table("claims", told.claims),
+        table_key("summary"): encode_table("summary", told.summary),
+    }
+    files |= _papers(formats, lambda: reproduction.paper(told))
+    if "html" in formats:
+        files[PAGE] = reproduction.render(told).encode()
     _write(folder, files)
     return Report(folder, tuple(files), ())
 
@@ -231,9 +264,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
     )
     parser.add_argument(
-        "sweep", help="a sweep's folder name, or the start of it; or (with a slash) its path or URI"
+        "sweep",
+        nargs="?",
+        help="a sweep's folder name, or the start of it; or (with a slash) its path or URI",
     )
     parser.add_argument("other", nargs="?", help="a second sweep, to be compared with the first")
+    parser.add_argument(
+        "--paper", action="store_true", help="every published claim, judged by the storage's sweeps"
+    )
     parser.add_argument(
         "--storage",
         default="runs",
@@ -252,8 +290,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         formats = parse_formats(args.format)
         storage = Storage(args.storage)
+        if args.paper == bool(args.sweep):
+            raise ValueError("name a sweep, or give --paper for the page of all published claims")
         places = [locate_sweep(name, storage) for name in (args.sweep, args.other) if name]
-        if len(places) == 2:
+        if args.paper:
+            if "png" in formats:
+                raise ValueError("--format png: the page of claims has no figures")
+            made = write_reproduction(storage, formats)
+        elif len(places) == 2:
             made = compare(places[0], places[1], storage, formats)
         else:
             made = write_report(places[0], formats)

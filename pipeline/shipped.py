@@ -37,7 +37,7 @@ def find_sweep(name: str) -> Path:
         if not Path(name).is_file():
             raise ValueError(f"no such sweep file: {name}")
         return Path(name)
-    return _shipped(package_folder(), name, "sweep", hidden={"published"})
+    return _shipped(package_folder(), name, "sweep", hidden={"published", "paper"})
 
 
 def load_profile(name: str) -> dict[str, Any]:
@@ -81,6 +81,11 @@ def load_published() -> list[dict[str, Any]]:
     """Published success rates: method, env, protocol, value, source; spread and n where they were given."""
     rows: list[dict[str, Any]] = load_toml(package_folder() / "published.toml")["success"]
     return rows
+
+
+def load_programme() -> tuple[str, ...]:
+    """The sweeps that test the publication's claims, in the order they run (`sweeps/paper.toml`)."""
+    return tuple(load_toml(package_folder() / "paper.toml")["sweeps"])
 
 
 def _shipped(folder: Path, name: str, what: str, hidden: Iterable[str] = ()) -> Path:

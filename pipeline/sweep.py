@@ -5,6 +5,8 @@ python -m pipeline.sweep lambda --dry-run                what that means: points
 python -m pipeline.sweep lambda --seeds 0-4              two seeds more; only the new trials train
 python -m pipeline.sweep lambda --grid loss.lam=0.05     a point more
 python -m pipeline.sweep lambda --set optim.lr=5e-4      another sweep, beside the first
+python -m pipeline.sweep paper --dry-run                 every sweep about a published claim, with its hours
+python -m pipeline.sweep paper --sweeps lambda,seeds     some of them, then the page of all claims
 """
 
 import argparse
@@ -55,6 +57,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--retry", choices=["failed"], help="train failed trials again")
     add("--only", metavar="STAGE,...", help="evaluate these stages only; the rest stays to be done")
     add("--dry-run", action="store_true", help="print points, trials and an estimate; do nothing")
+    add("--sweeps", metavar="NAME,...", help="with `paper`: these of the programme only")
+    add(
+        "--gpus",
+        type=_count,
+        metavar="N",
+        help="with `paper --dry-run`: hours on N GPUs too (default: 8)",
+    )
     return parser.parse_args(argv)
 
 
@@ -82,6 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     command = " ".join(["python -m pipeline.sweep", *(sys.argv[1:] if argv is None else argv)])
     try:
+        if args.sweep == "paper":
+            from pipeline import programme
+
+            return programme.main(args)
+        _check_programme_options(args)
         request = make_request(args)
         fingerprint = None
         if request.dataset is not None:
@@ -111,6 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return driver.BAD_INPUT
         print("everything finished is kept; the same command goes on from there", file=sys.stderr)
         return driver.SOME_FAILED
+
+
+def _check_programme_options(args: argparse.Namespace) -> None:
+    for name in ("sweeps", "gpus"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} goes with `paper`, the programme of all sweeps")
 
 
 def print_plan(spec: Spec, storage: Storage) -> None:
@@ -155,7 +175,7 @@ def estimate(world: World, config: Config, num_missing: int) -> str:
     """How long the missing trials of a world would take, as far as the profile knows; says where from."""
     if num_missing == 0:
         return "nothing to train"
-    steps = config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
+    steps = num_steps(config)
     if not world.estimate:
         return f"{steps:,} steps per trial; no speed measured for this profile yet"
     per_trial = steps * world.estimate["seconds_per_step"] + world.estimate["evaluate_s"]
@@ -167,6 +187,11 @@ def estimate(world: World, config: Config, num_missing: int) -> str:
     rounds = -(-num_missing // workers)
     total = duration(rounds * per_trial)
     return f"{each}, {workers} at once here: about {total} in all; {source}"
+
+
+def num_steps(config: Config) -> int:
+    """Optimiser steps of a trial; an upper bound where epochs are asked for."""
+    return config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
 
 
 def _epoch_steps(config: Config) -> int:

@@ -79,12 +79,13 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
     if top in ("status", "survey", "clean"):
         rooms = {"storage", "survey", "progress", "report", "tables"}
         return {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
-    if top in ("report", "comparison"):
+    if top in ("report", "comparison", "claims"):
         return {
             "reports",
             *(
                 f"pipeline.{room}"
                 for room in (
+                    "claims",
                     "comparison",
                     "shipped",
                     "spec",

@@ -88,8 +88,10 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         _SWEEP + "strategy repetition:int order:int objective best_so_far:real reason"
     ),
     "claims": _columns(
-        _SWEEP + "claim source published:real published_spread:real published_n:int ours:real "
-        "ci_low:real ci_high:real n:int same_protocol:flag verdict"
+        _SWEEP
+        + "order:int claim kind statement setting source version reevaluation:flag sweep folder "
+        "command published:real published_spread:real published_n:int unit margin:real ours:real ci_low:real "
+        "ci_high:real ci_method n:int num_episodes:int same_protocol:flag verdict text"
     ),
     "summary": _columns(
         _SWEEP + "quantity value:real text ci_low:real ci_high:real ci_method n:int"

@@ -11,7 +11,7 @@ from pipeline.shipped import load_toml, package_folder
 from pipeline.spec import Request, resolve
 from pipeline.tables import read_table
 
-HIDDEN = {"published", "smoke"}
+HIDDEN = {"published", "paper", "smoke"}
 SWEEPS = sorted({path.stem for path in package_folder().glob("*.toml")} - HIDDEN)
 PROFILES = sorted(path.stem for path in (package_folder() / "profiles").glob("*.toml"))
 

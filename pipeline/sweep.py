@@ -156,7 +156,7 @@ def estimate(world: World, config: Config, num_missing: int) -> str:
     if num_missing == 0:
         return "nothing to train"
     steps = config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
-    if not world.estimate:
+    if "seconds_per_step" not in world.estimate:
         return f"{steps:,} steps per trial; no speed measured for this profile yet"
     per_trial = steps * world.estimate["seconds_per_step"] + world.estimate["evaluate_s"]
     each = f"about {duration(per_trial)} per trial ({steps:,} steps)"

@@ -5,7 +5,7 @@ code); profiles and sweeps only override them. Imports no torch, so `--dry-run` 
 
 Sections: `model`, `loss`, `pldm`, `dino`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`planning`, `probing`, `surprise` and `examples` configure evaluation and are hashed into a cell's identity.
+`planning`, `probing`, `surprise`, `examples` and `timing` configure evaluation and are hashed into a cell's identity.
 """
 
 import difflib
@@ -35,6 +35,10 @@ class Frozen(BaseModel):
 class ModelConfig(Frozen):
     """Architecture (paper Table of App. A and the released `config.json`)."""
 
+    encoder: Literal["vit", "resnet18"] = "vit"
+    """`resnet18` reads `image_size` and `resnet_channels`, nothing else of the encoder's sizes."""
+    resnet_channels: Count = 64
+    """Of ResNet-18's first stage; 64 is the standard network."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224
     """Pixels per side of the square input."""
     patch_size: Count = 14
@@ -239,12 +243,15 @@ class PlanningConfig(Frozen):
     with MPPI; 5 to 50 did as well as CEM on Two-Room models with 64 latent dimensions, 0.5 and 100 worse."""
     mppi_std: Positive = 1.0
     """Standard deviation of the samples around the mean, in z-scored units, never adapted."""
+    gradient_optimiser: Literal["adam", "sgd", "rmsprop"] = "adam"
+    """The three of the paper's Table 10."""
     gradient_num_starts: Count = 100
     """Initial plans descended from in parallel, the first of them zero (instead of `num_samples`)."""
     gradient_num_steps: Count = 30
-    """Adam steps (instead of `num_iterations`)."""
+    """Steps of descent (instead of `num_iterations`)."""
     gradient_lr: Positive = 0.1
-    """Adam's step in z-scored units: a number of a plan moves by about this much per step at most."""
+    """In z-scored units: with Adam and RMSProp a number of a plan moves by about this much per step; with
+    SGD by this times its slope, in units of the cost."""
 
     @model_validator(mode="after")
     def _check(self) -> "PlanningConfig":
@@ -285,6 +292,21 @@ class SurpriseConfig(Frozen):
     """Frame of the clip at which the event strikes; later frames stay perturbed."""
 
 
+class TimingConfig(Frozen):
+    """Seconds per plan, side by side (paper Fig. 3); samples, iterations and horizon are those of `planning`."""
+
+    settings: tuple[Literal["samples", "flops"], ...] = ("samples", "flops")
+    """The same samples for every method; samples for the operations that LeWM's plan takes."""
+    repetitions: Annotated[int, Field(ge=2)] = 10
+    batch: Count = 1
+    """Plans made together."""
+    samples: Count | None = None
+    """Of a plan's samples those really run, the time scaled by their number; None: all."""
+    iterations: Count | None = None
+    """Likewise of its iterations."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
 class ExamplesConfig(Frozen):
     """Pictures of planned episodes, for the report."""
 
@@ -309,6 +331,7 @@ class Config(Frozen):
     probing: ProbingConfig = ProbingConfig()
     surprise: SurpriseConfig = SurpriseConfig()
     examples: ExamplesConfig = ExamplesConfig()
+    timing: TimingConfig = TimingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -323,7 +346,7 @@ class Config(Frozen):
 
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "dino", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples")
+EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing")
 OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
 

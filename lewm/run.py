@@ -54,6 +54,7 @@ def make_run(config: Config, run_dir: Path, file: EpisodeFile, device: torch.dev
     num_steps = config.optim.num_steps or steps_per_epoch * (config.optim.num_epochs or 0)
     torch.manual_seed(config.seed)
     method = make_method(config, file.action_dim).to(device)
+    num_steps = num_steps if method.trains else 0
     method.prepare(file, data, val)
     optim = config.optim
     return Run(

@@ -75,9 +75,11 @@ def train(
             files.log(f"step {step} of {run.num_steps}: {run.describe()}")
             if resumed_at is not None and report is not None:
                 report(step, run.curve.newest(step + 1))
+            if resumed_at is None and not run.method.trains:
+                _fit(run)
             if diverged:
                 return TrainResult("diverged", step)
-            batches = _batches(run, step)
+            batches = _batches(run, step, run.num_steps)
             while True:
                 last = step == run.num_steps
                 if step != resumed_at:
@@ -173,8 +175,16 @@ def _save(
         report(step, values)
 
 
-def _batches(run: Run, first: int) -> Iterator[Batch]:
-    """Batches of steps `first` .. num_steps - 1; an epoch's last short batch is dropped."""
+def _fit(run: Run) -> None:
+    """One epoch at most, in the order in which a training would see it."""
+    one_epoch = len(run.data) // run.config.optim.batch_size
+    asked = run.config.optim.num_steps or one_epoch
+    with torch.no_grad(), _autocast(run.config, run.device):
+        run.method.fit(lambda: _batches(run, 0, min(asked, one_epoch)))
+
+
+def _batches(run: Run, first: int, end: int) -> Iterator[Batch]:
+    """Batches of steps `first` .. `end` - 1; an epoch's last short batch is dropped."""
     size, seed = run.config.optim.batch_size, run.config.seed
     steps_per_epoch = len(run.data) // size
 
@@ -188,14 +198,14 @@ def _batches(run: Run, first: int) -> Iterator[Batch]:
         return run.data.load(order[position * size : (position + 1) * size])
 
     if run.device.type == "cpu":
-        for step in range(first, run.num_steps):
+        for step in range(first, end):
             yield _on_device(load(step), run.device)
-    elif first < run.num_steps:
+    elif first < end:
         with ThreadPoolExecutor(max_workers=1) as pool:  # reads one batch ahead of the accelerator
             ahead = pool.submit(load, first)
-            for step in range(first, run.num_steps):
+            for step in range(first, end):
                 clips = ahead.result()
-                if step + 1 < run.num_steps:
+                if step + 1 < end:
                     ahead = pool.submit(load, step + 1)
                 yield _on_device(clips, run.device)
 

@@ -193,14 +193,25 @@ def _own_axes(eval_point: str, stage: str) -> str:
     return " ".join(part for part in eval_point.split(" ") if part.startswith(f"{section}."))
 
 
+ADDED_LATER = {"planning": {"gradient_optimiser": "adam"}}
+"""Settings younger than the first stored cells, by section: while default they are no part of an identity."""
+
+
+def section_of(variant: Config, name: str) -> dict[str, Any]:
+    """A stage's settings as they enter a cell's identity."""
+    values: dict[str, Any] = getattr(variant, name).model_dump(mode="json")
+    later = ADDED_LATER.get(name, {})
+    return {k: v for k, v in values.items() if k not in later or v != later[k]}
+
+
 def _resolve(
     stage: str, variant: Config, name: str, manifests: Manifests
 ) -> list[tuple[dict[str, Any], ManifestRef | None]]:
     """The stage's configs, one per cell, with the manifest of each."""
-    section = getattr(variant, stage).model_dump(mode="json")
+    section = section_of(variant, stage)
     if stage not in PLANS:
         return [(section, None)]
-    planning = variant.planning.model_dump(mode="json")
+    planning = section_of(variant, "planning")
     shared = {k: v for k, v in planning.items() if k not in ("protocols", "eval_seeds")}
     pairs = list(itertools.product(planning["protocols"], planning["eval_seeds"]))
     if stage == "examples":

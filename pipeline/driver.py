@@ -26,6 +26,7 @@ from pipeline.cells import (
 from pipeline.delivery import Delivery
 from pipeline.inputs import check_inputs
 from pipeline.options import Options
+from pipeline.plan_times import has_times, time_plans
 from pipeline.progress import Beacon, Progress, duration
 from pipeline.redact import redact
 from pipeline.report import PAGE, make_report
@@ -95,11 +96,26 @@ class _Invocation:
             return self._exit_code()
         self._write_state("running")
         delivery = Delivery(self.spec, self.storage, self.commit)
-        self._connect()
-        try:
-            self._prepare_data()
-        except KeyboardInterrupt:
+        manifests: Manifests = {}
+        if self.spec.trials:
+            self._connect()
+            try:
+                self._prepare_data()
+            except KeyboardInterrupt:
+                return self._interrupted(delivery)
+            manifests = self._train_and_evaluate(delivery)
+        else:
+            self.stop.listen()
+        if self.spec.times and not self.stop():
+            time_plans(self.spec, self.storage, self.stop)
+        if self.stop():
             return self._interrupted(delivery)
+        self._finish(manifests, delivery)
+        self._print_end(fresh=True, page=delivery.page)
+        return self._exit_code()
+
+    def _train_and_evaluate(self, delivery: Delivery) -> Manifests:
+        """Brings trials and cells as far as they go; returns the pairs they are planned on."""
         with (
             self._progress() as progress,
             Beacon(progress, self.storage, f"{self.folder}/driver.json"),
@@ -109,11 +125,7 @@ class _Invocation:
                 self.training.train(progress, delivery.tracker, manifests)
             if not self.stop():
                 self.training.evaluate(progress, manifests, self.options.only)
-        if self.stop():
-            return self._interrupted(delivery)
-        self._finish(manifests, delivery)
-        self._print_end(fresh=True, page=delivery.page)
-        return self._exit_code()
+        return manifests
 
     def _connect(self) -> None:
         from pipeline.cluster import check_versions, connect
@@ -230,6 +242,8 @@ class _Invocation:
             return False
         if not (self.storage.exists(f"{self.folder}/{PAGE}") and self._tables_whole()):
             return False
+        if not has_times(self.spec, self.storage):
+            return False
         try:
             manifests = known_manifests(self.spec, self.storage)
         except ValueError:
@@ -299,7 +313,7 @@ class _Invocation:
         uri = redact(tracking_uri(self.storage)).rstrip("/")
         served = uri.startswith("http")
         lines = [
-            f"sweep    {self.spec.folder}: {counts}, {took}",
+            f"sweep    {self.spec.folder}: {counts or 'plans timed'}, {took}",
             f"report   {self._page()}",
             f"tables   {root}/tables",
             f"mlflow   {f'{uri}/{page}' if served else f'mlflow ui --backend-store-uri {uri}'}",

@@ -32,7 +32,7 @@ def check_inputs(spec: Spec, here_only: bool) -> None:
             env.close()
         else:
             check_fits(local_copy(config.data.dataset), config)
-    threads = max(trial.config.optim.num_threads for trial in spec.trials)
+    threads = max((trial.config.optim.num_threads for trial in spec.trials), default=1)
     here = os.cpu_count() or 1
     if here_only and threads > here:
         raise ValueError(

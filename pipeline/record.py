@@ -71,6 +71,7 @@ def load(storage: Storage, folder: str) -> Spec:
     return Spec(
         **{key: stored[key] for key in plain},
         stages=tuple(stored["stages"]),
+        times=stored.get("times", False),
         worlds=tuple(_world(row) for row in stored["worlds"]),
         trials=tuple(stored_trials(stored)),
         search=load_search(stored.get("search")),
@@ -105,6 +106,7 @@ def write(spec: Spec, storage: Storage, command: str, commit: str | None) -> Non
         "fingerprint": spec.fingerprint,
         "released": spec.released,
         "knows_lam": spec.knows_lam,
+        "times": spec.times,
         "search": spec.search.model_dump(mode="json", exclude_none=True),
         "worlds": [
             {

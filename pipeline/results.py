@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.plan_times import read_times
 from pipeline.search.record import (
     read_stopped,
     read_suggestions,
@@ -98,6 +99,7 @@ def write_tables(
     tables["cells"] = _frame("cells", cell_rows)
     for stage, found in parts.items():
         tables[stage] = consolidate(found, stage)
+    tables["timing"] = read_times(spec, storage)
     tables |= stability.run(tables, load_published())
     tables = _searched(spec, storage, tables, values)
     for name, frame in tables.items():

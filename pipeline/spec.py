@@ -40,14 +40,26 @@ from pipeline.shipped import (
 )
 
 STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
-METHOD_NAMES = ("lewm", "pldm", "dino_wm")
+TIMING = "timing"
+"""The stage that runs once per sweep, on models with random weights; alone, it needs no trials."""
+METHOD_NAMES = ("lewm", "pldm", "dino_wm", "random_encoder", "copy_last", "linear_dynamics")
 PLANNER_NAMES = ("cem", "icem", "mppi", "gradient", "random", "zero")
 SWEEP_KEYS = {
     "name", "question", "method", "env", "seeds", "stages", "search", "grid", "axis", "set", "evaluate",
     "profile",
 }  # fmt: skip
 PROFILE_KEYS = {"grid", "axis", "set", "search", "seeds", "stages", "envs", "env", "method"}
-NOT_SWEPT = ("planning", "latents", "probing", "surprise", "examples", "run", "seed", "method")
+NOT_SWEPT = (
+    "planning",
+    "latents",
+    "probing",
+    "surprise",
+    "examples",
+    "timing",
+    "run",
+    "seed",
+    "method",
+)
 NOT_EVALUATION = ("model", "loss", "data", "optim", "run", "seed")
 
 
@@ -97,7 +109,7 @@ class Spec:
     """A sweep, fully resolved; `base` is what its trials share, and may not change between invocations.
 
     With `released` its one trial is a released checkpoint (`pipeline.released`); then `knows_lam` says
-    whether λ and seed of its training are known.
+    whether λ and seed of its training are known. `times`: plans are timed, which needs no trial.
     """
 
     name: str
@@ -111,11 +123,14 @@ class Spec:
     fingerprint: str | None
     released: bool = False
     knows_lam: bool = True
+    times: bool = False
     search: Search = field(default_factory=Search)
 
     @property
     def needs_data(self) -> bool:
         """Whether anything is to be read from a data file: not for pairs that are generated."""
+        if not self.trials:
+            return False
         protocols = [table for world in self.worlds for table in world.protocols.values()]
         return (
             not self.released
@@ -171,7 +186,7 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
             _make_trial(
                 {**fixed, **point.overrides, "seed": seed}, plan.keys, point.named, fingerprint
             )
-            for point, seed in plan.first_trials()
+            for point, seed in (plan.first_trials() if plan.stages != (TIMING,) else ())
         ]
         plan.check_search(world, fixed)
     if request.dataset is not None and len(worlds) > 1:
@@ -184,7 +199,8 @@ def resolve(request: Request, fingerprint: str | None = None) -> Spec:
         question=str(plan.table.get("question", "")),
         profile=request.profile,
         folder=f"{name}-{place}-{request.profile}{suffix}",
-        stages=plan.stages,
+        stages=tuple(stage for stage in plan.stages if stage != TIMING),
+        times=TIMING in plan.stages,
         worlds=tuple(worlds),
         trials=tuple(trials),
         base=_joint_base(bases),
@@ -234,7 +250,7 @@ class _Plan:
         )
         self.stages = tuple(self.of_profile.get("stages", table.get("stages", STAGE_NAMES)))
         for stage in self.stages:
-            choice(stage, STAGE_NAMES, f"{self.where}: stages")
+            choice(stage, (*STAGE_NAMES, TIMING), f"{self.where}: stages")
         if self.search.is_adaptive:
             given = [request.seeds, self.of_profile.get("seeds"), table.get("seeds")]
             axes = self.axes.values

@@ -5,7 +5,7 @@ C channels of a patch.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ class Method(nn.Module):
     Attributes:
         history: context frames the predictor can take.
         latent_dim: D.
+        trains: whether it learns by gradient steps; else `fit` sees the training clips once.
         terms: names of the scalars that `loss` returns beside "loss", "pred_loss" and "sigreg_loss".
         pretrained: part of the method is read from a weights file that is not ours.
         random_weights: that part was drawn at random instead, which is good for timing and nothing else.
@@ -52,6 +53,7 @@ class Method(nn.Module):
 
     history: int
     latent_dim: int
+    trains: bool = True
     terms: tuple[str, ...] = ()
     pretrained: bool = False
     random_weights: bool = False
@@ -65,7 +67,7 @@ class Method(nn.Module):
 
     @property
     def num_params(self) -> int:
-        """Number of trainable parameters."""
+        """Number of parameters, frozen ones included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def prepare(self, file: "EpisodeFile", train: "ClipData", val: "ClipData") -> None:
@@ -129,11 +131,22 @@ class Method(nn.Module):
         """Scalars "loss" (to minimise), "pred_loss" and the method's own terms, of a batch of clips."""
         raise NotImplementedError
 
+    def fit(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """For a method that does not train: sets its parameters from training clips, without gradients.
+
+        Args:
+            batches: gives the clips of one pass; the same ones each time it is called.
+        """
+        raise NotImplementedError
+
 
 METHODS: dict[str, str] = {
     "lewm": "lewm.methods.lewm:LeWM",
     "pldm": "lewm.methods.pldm:PLDM",
     "dino_wm": "lewm.methods.dino_wm:DinoWM",
+    "random_encoder": "lewm.methods.baselines:RandomEncoder",
+    "copy_last": "lewm.methods.baselines:CopyLast",
+    "linear_dynamics": "lewm.methods.baselines:LinearDynamics",
 }
 
 

@@ -4,12 +4,22 @@ Shapes: B batch, T time, S plan samples, H horizon, D latent, A action block.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lewm.config import Config
+from lewm.config import Config, ModelConfig
 from lewm.methods import Cost, Method
 from lewm.model import ActionEncoder, KeysValues, Predictor, Projector
+from lewm.resnet import ResNet18
 from lewm.vit import ViT
+
+
+def make_encoder(model: ModelConfig) -> tuple[nn.Module, int]:
+    """The encoder of single frames and the width of what it gives."""
+    if model.encoder == "resnet18":
+        resnet = ResNet18(model.image_size, model.resnet_channels)
+        return resnet, resnet.width
+    vit = ViT(model.image_size, model.patch_size, model.width, model.depth, model.heads, model.mlp)
+    return vit, model.width
 
 
 class JEPA(Method):
@@ -25,9 +35,7 @@ class JEPA(Method):
         model = config.model
         self.history = model.history
         self.latent_dim = model.latent_dim
-        self.encoder = ViT(
-            model.image_size, model.patch_size, model.width, model.depth, model.heads, model.mlp
-        )
+        self.encoder, encoder_width = make_encoder(model)
         self.predictor = Predictor(
             model.history,
             model.latent_dim,
@@ -43,7 +51,7 @@ class JEPA(Method):
             model.latent_dim,
             model.action_mlp_ratio,
         )
-        self.projector = Projector(model.width, model.projector_hidden, model.latent_dim)
+        self.projector = Projector(encoder_width, model.projector_hidden, model.latent_dim)
         self.pred_proj = Projector(model.latent_dim, model.projector_hidden, model.latent_dim)
 
     def encode(self, frames_BTCHW: Tensor, proprio_BTQ: Tensor | None = None) -> dict[str, Tensor]:

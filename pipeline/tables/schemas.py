@@ -80,8 +80,9 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
     ),
     "profiles": _columns(_SWEEP + "tau:real fraction:real ci_low:real ci_high:real"),
     "timing": _columns(
-        _SWEEP + "num_samples:int num_iterations:int batch:int dtype device host flops:real "
-        "random_weights:flag plan_s:real"
+        _SWEEP + "setting repetition:int num_samples:int num_iterations:int num_samples_run:int "
+        "num_iterations_run:int batch:int dtype device host num_threads:int flops:real "
+        "random_weights:flag measured_s:real plan_s:real"
     ),
     "search": _columns(
         _SWEEP + "strategy repetition:int order:int objective best_so_far:real reason"

@@ -8,6 +8,7 @@ import torch
 from lewm.config import PlanningConfig, make_config
 from lewm.methods import make_method
 from lewm.planners import PLANNERS, make_planner
+from lewm.planners.gradient import Gradient
 from lewm.planners.icem import ICEM, noise_filter
 
 H, A = 5, 4
@@ -513,3 +514,22 @@ def test_the_publications_settings_are_the_defaults():
         0.1,
     )
     assert ICEM(settings).num_kept == 9
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_descent_takes_the_steps_of_torchs_optimisers(name: str) -> None:
+    classes = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}
+    target = torch.linspace(-1, 1, 6).reshape(1, 1, 3, 2)
+    config = PlanningConfig(
+        gradient_optimiser=name, gradient_num_starts=1, gradient_num_steps=7, gradient_lr=0.05
+    )
+    plan = Gradient(config).plan(
+        lambda a: (a - target).square().sum((2, 3)), [torch.Generator()], 3, 2
+    )
+    wanted = torch.zeros(3, 2, requires_grad=True)
+    optimiser = classes[name]([wanted], lr=0.05)
+    for _ in range(7):
+        optimiser.zero_grad()
+        (wanted - target[0, 0]).square().sum().backward()
+        optimiser.step()
+    assert torch.allclose(plan[0], wanted.detach(), atol=1e-6)

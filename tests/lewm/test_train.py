@@ -268,3 +268,31 @@ def test_a_methods_own_terms_are_in_its_curve(dataset: Path, tmp_path: Path) -> 
     (tmp_path / "checkpoint.pt").unlink()  # go on from the checkpoint before
     train(config, tmp_path, dataset)
     assert (tmp_path / "curve.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["copy_last", "linear_dynamics"])
+def test_what_does_not_train_is_fitted_once_and_loads_like_any_other(
+    method: str, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny(method=method)
+    reports = []
+    result = train(config, tmp_path, dataset, lambda step, values: reports.append((step, values)))
+    assert (result.status, result.step, len(reports)) == ("done", 0, 1)
+    (row,) = read_curve(tmp_path)
+    assert row["step"] == 0 and row["loss"] is None and row["val_pred_loss"] > 0
+    _, loaded, _, info = load_method(tmp_path / "checkpoint.pt", "cpu")
+    assert info["step"] == 0
+    with EpisodeFile(dataset) as file:
+        val = ClipData(file, config, "val")
+        again = evaluate(loaded, val, config, torch.device("cpu"))
+    assert again["val_pred_loss"] == row["val_pred_loss"]
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert train(config, tmp_path, dataset).step == 0
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_random_encoders_predictor_learns_on_it(dataset: Path, tmp_path: Path) -> None:
+    config = tiny(method="random_encoder", optim__num_steps=60, optim__lr=5e-3)
+    train(config, tmp_path, dataset)
+    losses = [row["val_pred_loss"] for row in read_curve(tmp_path) if row["val_pred_loss"]]
+    assert losses[-1] < 0.9 * losses[0]

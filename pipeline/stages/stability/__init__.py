@@ -18,7 +18,7 @@ from pipeline.stages.stability.measure import measure, run_values, success_profi
 from pipeline.stages.stability.summarise import summarise
 from pipeline.tables import SCHEMAS, sort_rows
 
-INPUTS = ("trials", "cells", "curves", "latents", "planning", "probing", "surprise")
+INPUTS = ("trials", "cells", "curves", "latents", "planning", "probing", "surprise", "timing")
 OUTPUTS = ("stability", "comparison", "profiles", "summary")
 
 

@@ -9,6 +9,7 @@ from pipeline.stages.stability import findings, words
 from pipeline.stages.stability.compare import best_points
 from pipeline.stages.stability.decide import decide, read_setting
 from pipeline.stages.stability.episodes import GROUP, Episodes
+from pipeline.stages.stability.ratios import time_ratios
 from pipeline.stages.stability.spread import split
 from pipeline.tables import SCHEMAS, make_frame
 
@@ -41,6 +42,7 @@ def summarise(
         rows += completeness.values()
         rows += findings.verdict(place, main, completeness)
         rows += findings.figures(group, place, main, tables, stability, comparison)
+    rows += time_ratios(tables["timing"])
     return make_frame(rows, SCHEMAS["summary"])
 
 

@@ -282,15 +282,14 @@ def test_floors_need_no_model(trial, protocol):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("proprio", [False, True])
-def test_every_stage_takes_dino_wm(tmp_path_factory, proprio):
+def test_every_stage_takes_dino_wm(tmp_path_factory):
     """Its latents are hundreds of patch channels: stages measure and probe their mean over patches."""
     config = make_config(
         {
             "method": "dino_wm",
             "model.image_size": 28,
             "model.patch_size": 14,
-            "dino.proprio": proprio,
+            "dino.proprio": True,
             "dino.predictor_depth": 1,
             "dino.predictor_heads": 2,
             "dino.predictor_head_dim": 8,

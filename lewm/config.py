@@ -447,7 +447,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{key}: {message}{got}"
+    return f"{key}: {message}{got}" if key else message
 
 
 def non_default(config: Config, fields: Iterable[str]) -> dict[str, Any]:

@@ -445,7 +445,7 @@ def test_worlds_say_what_their_files_hold_of_proprioception(name):
 
 
 def test_bad_configs():
-    with pytest.raises(ValueError, match=r"image_size 64 is not a multiple of 14.*56 or 70"):
+    with pytest.raises(ValueError, match=r"^model.image_size 64 is not a multiple of 14.*56 or 70"):
         make_config({"method": "dino_wm", "model.image_size": 64, "model.patch_size": 8})
     with pytest.raises(ValueError, match=r"dino.proprio: environment 'reacher' has no proprio"):
         make_config({"method": "dino_wm", "data.env": "reacher", "dino.proprio": True})

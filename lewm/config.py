@@ -5,7 +5,7 @@ code); profiles and sweeps only override them. Imports no torch, so `--dry-run` 
 
 Sections: `model`, `loss`, `pldm`, `dino`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`planning`, `probing`, `surprise`, `examples` and `timing` configure evaluation and are hashed into a cell's identity.
+`planning`, `probing`, `surprise`, `examples` and `timing` and `reconstruction` configure evaluation and are hashed into a cell's identity.
 """
 
 import difflib
@@ -368,6 +368,11 @@ class Config(Frozen):
     def _check(self) -> "Config":
         if self.method == "dino_wm":
             check_dino(self)
+        if self.loss.reconstruction > 0 and self.method != "lewm":
+            raise ValueError(
+                f"loss.reconstruction {self.loss.reconstruction:g} is a term of lewm's loss; method "
+                f"{self.method!r} has none: set it to 0"
+            )
         return self
 
     @property
@@ -376,9 +381,17 @@ class Config(Frozen):
         return self.loss.lam if "loss" in OBJECTIVES.get(self.method, ()) else None
 
 
-TRAINING_FIELDS = ("method", "seed", "model", "loss", "pldm", "dino", "data", "optim")
-EVALUATION_FIELDS = ("latents", "planning", "probing", "surprise", "examples", "timing", "reconstruction")
-OBJECTIVES = {"lewm": ("loss",), "pldm": ("pldm",), "dino_wm": ("dino",)}
+TRAINING_FIELDS = ("method", "seed", "model", "loss", "decoder", "pldm", "dino", "data", "optim")
+EVALUATION_FIELDS = (
+    "latents",
+    "planning",
+    "probing",
+    "surprise",
+    "examples",
+    "timing",
+    "reconstruction",
+)
+OBJECTIVES = {"lewm": ("loss", "decoder"), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
 
 
@@ -478,7 +491,7 @@ def _one_line(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{key}: {message}{got}"
+    return f"{key}: {message}{got}" if key else message
 
 
 def non_default(config: Config, fields: Iterable[str]) -> dict[str, Any]:
@@ -499,6 +512,8 @@ def trial_id(config: Config, fingerprint: str | None = None) -> str:
         fingerprint: of the named file `data.dataset`; it stands in for the path, which is no identity.
     """
     fields = non_default(config, training_fields(config.method))
+    if config.loss.reconstruction == 0:  # no decoder is trained
+        fields.pop("decoder", None)
     if config.data.dataset is not None:
         fields["data"] = {**fields["data"], "dataset": fingerprint}
     return digest({"recipe": RECIPE_VERSION, "config": fields})

@@ -117,7 +117,10 @@ def _check_same_run(run: Run, state: dict[str, Any]) -> None:
 def _training_values(fields: dict[str, Any]) -> dict[str, Any]:
     """`section.key` → value of what decides the weights; the dataset's path does not."""
     values = {}
+    decodes = fields["loss"].get("reconstruction", 0.0) > 0
     for name in training_fields(fields["method"]):
+        if name not in fields or (name == "decoder" and not decodes):
+            continue  # a run from before there was the section, or one without a decoder
         if isinstance(fields[name], dict):
             values.update({f"{name}.{key}": value for key, value in fields[name].items()})
         else:

@@ -209,6 +209,8 @@ def _resolve(
 ) -> list[tuple[dict[str, Any], ManifestRef | None]]:
     """The stage's configs, one per cell, with the manifest of each."""
     section = section_of(variant, stage)
+    if stage == "reconstruction":
+        section["decoder"] = variant.decoder.model_dump(mode="json")
     if stage not in PLANS:
         return [(section, None)]
     planning = section_of(variant, "planning")

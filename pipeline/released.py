@@ -14,7 +14,7 @@ from pipeline.cell_runner import RELEASED, RELEASED_FILES
 from pipeline.cells import wanted_manifests
 from pipeline.datasets.cache import absolute, local_copy
 from pipeline.shipped import choice, env_names, layers, load_profile
-from pipeline.spec import STAGE_NAMES, Spec, Trial, World, make_world
+from pipeline.spec import DEFAULT_STAGES, Spec, Trial, World, make_world
 from pipeline.storage import Storage
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
         question=_question(request),
         profile=request.profile,
         folder=f"weights-{weights}-{env}-{digest(extra, 6)}",
-        stages=STAGE_NAMES if has_data else ("planning", "examples"),
+        stages=DEFAULT_STAGES if has_data else ("planning", "examples"),
         worlds=(world,),
         trials=(Trial(f"weights-{weights}-{digest(units, 4)}", config, f"weights={weights}"),),
         base={"weights": weights, **extra},

@@ -39,7 +39,8 @@ from pipeline.shipped import (
     load_toml,
 )
 
-STAGE_NAMES = ("latents", "planning", "probing", "surprise", "examples")
+DEFAULT_STAGES = ("latents", "planning", "probing", "surprise", "examples")
+STAGE_NAMES = (*DEFAULT_STAGES, "reconstruction")
 TIMING = "timing"
 """The stage that runs once per sweep, on models with random weights; alone, it needs no trials."""
 METHOD_NAMES = ("lewm", "pldm", "dino_wm", "random_encoder", "copy_last", "linear_dynamics")
@@ -49,18 +50,8 @@ SWEEP_KEYS = {
     "profile",
 }  # fmt: skip
 PROFILE_KEYS = {"grid", "axis", "set", "search", "seeds", "stages", "envs", "env", "method"}
-NOT_SWEPT = (
-    "planning",
-    "latents",
-    "probing",
-    "surprise",
-    "examples",
-    "timing",
-    "run",
-    "seed",
-    "method",
-)
-NOT_EVALUATION = ("model", "loss", "data", "optim", "run", "seed")
+NOT_SWEPT = (*STAGE_NAMES, TIMING, "run", "seed", "method")
+NOT_EVALUATION = ("model", "loss", "decoder", "data", "optim", "run", "seed")
 
 
 @dataclass(frozen=True)
@@ -248,7 +239,7 @@ class _Plan:
         self.seeds = check_seeds(
             request.seeds or self.of_profile.get("seeds", table.get("seeds", [0])), self.where
         )
-        self.stages = tuple(self.of_profile.get("stages", table.get("stages", STAGE_NAMES)))
+        self.stages = tuple(self.of_profile.get("stages", table.get("stages", DEFAULT_STAGES)))
         for stage in self.stages:
             choice(stage, (*STAGE_NAMES, TIMING), f"{self.where}: stages")
         if self.search.is_adaptive:
@@ -332,7 +323,8 @@ class _Plan:
             for point in self.evaluation_axes.points()
         )
         per_env = self.profile.get("env", {}).get(env, {})
-        estimate = {**self.profile.get("estimate", {}), **per_env.get("estimate", {})}
+        own = self.of_profile.get("method", {}).get(method, {}).get("estimate")
+        estimate = own or {**self.profile.get("estimate", {}), **per_env.get("estimate", {})}
         return make_world(method, env, variants, estimate, self.where)
 
     @property

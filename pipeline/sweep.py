@@ -176,7 +176,7 @@ def estimate(world: World, config: Config, num_missing: int) -> str:
     if num_missing == 0:
         return "nothing to train"
     steps = num_steps(config)
-    if not world.estimate:
+    if "seconds_per_step" not in world.estimate:
         return f"{steps:,} steps per trial; no speed measured for this profile yet"
     per_trial = steps * world.estimate["seconds_per_step"] + world.estimate["evaluate_s"]
     each = f"about {duration(per_trial)} per trial ({steps:,} steps)"

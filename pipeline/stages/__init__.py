@@ -22,6 +22,7 @@ STAGES: dict[str, str] = {
     "probing": "pipeline.stages.probing:run",
     "surprise": "pipeline.stages.surprise:run",
     "examples": "pipeline.stages.examples:run",
+    "reconstruction": "pipeline.stages.reconstruction:run",
 }
 
 Stage = Callable[["LoadedTrial", dict[str, Any]], pl.DataFrame]

@@ -59,7 +59,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
             "imagined": _draw(decoder, imagined_CTD),
         }
     found = []
-    episodes = trial.episodes.episode_of(rows[:, 0])
+    episodes = np.searchsorted(trial.episodes.ep_offset, rows[:, 0], side="right") - 1
     for clip, own in enumerate(rows):
         real = trial.episodes.read("pixels", own).astype(np.float32) / 255.0
         keys = {"clip": clip, "episode_id": int(episodes[clip]), "start_row": int(own[0])}

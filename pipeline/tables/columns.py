@@ -21,6 +21,7 @@ ROWS = {
     "planning": "one row per planned episode; floors (`random`, `zero`, `oracle`) have no trial",
     "probing": "one row per target dimension, layer and probe of a trial",
     "surprise": "one row per held-out clip and event of a trial",
+    "reconstruction": "one row per held-out clip, frame and kind of picture of a trial",
     "examples": "one row per picture of a planned episode",
     "stability": "one row per point (or floor), metric, place and set of runs: the spread over seeds",
     "comparison": "one row per point, metric and what it is compared with",
@@ -147,6 +148,8 @@ COLUMNS = {
     "margin": "difference that counts as practically none, in the metric's unit",
     "p_equivalence": "p of a difference of at least the margin (two one-sided tests)",
     "n": "independent units behind the number",
+    "clip": "number of the clip in its draw, from 0",
+    "ahead": "frames after the last context frame; 0 and less: context",
     "num_pairs": "start/goal pairs behind the difference",
     "tau": "threshold",
     "fraction": "share of seeds above the threshold",
@@ -188,6 +191,17 @@ MEANT_HERE = {
     ("curves", "mean_std"): COLUMNS["mean_std"] + ", on held-out clips; null where not measured",
     ("latents", "mean_std"): COLUMNS["mean_std"] + ", over held-out frames",
     ("planning", "plan_s"): "time of encoding and planning, the episode's share of its chunk's, s",
+    (
+        "reconstruction",
+        "kind",
+    ): "`real`, `reconstructed` (from the frame's own embedding), `imagined` (from an "
+    "open-loop rollout), `mean_frame` (the mean training frame, the floor)",
+    (
+        "reconstruction",
+        "mse",
+    ): "mean squared error against the real frame, pixels in 0 to 1; null for `real`",
+    ("reconstruction", "frame"): "frame of the clip, from 0",
+    ("reconstruction", "png"): "the picture, 112 px at most; null but for the first clips",
     ("examples", "kind"): "`start`, `goal` or `reached`",
     (
         "claims",

@@ -67,6 +67,9 @@ SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         _TRIAL + "planner protocol eval_seed:int pair_id:int episode_id:int success:flag frame:int "
         "kind png:bytes"
     ),
+    "reconstruction": _columns(
+        _TRIAL + "clip:int episode_id:int start_row:int frame:int ahead:int kind mse:real png:bytes"
+    ),
     "stability": _columns(
         _SWEEP
         + "runs num_seeds:int num_eval_seeds:int num_episodes:int mean:real std:real iqr:real "
@@ -107,7 +110,7 @@ STAGE_SCHEMAS: dict[str, dict[str, pl.DataType]] = {
         for name, dtype in SCHEMAS[stage].items()
         if name not in PER_TRIAL_KEYS + JOINED_LATER
     }
-    for stage in ("latents", "planning", "probing", "surprise", "examples")
+    for stage in ("latents", "planning", "probing", "surprise", "examples", "reconstruction")
 }
 """What a per-trial stage returns: the columns of its table without the keys."""
 

@@ -120,7 +120,9 @@ def test_axis_tables_are_checked():
 
 def test_methods_share_no_identity_through_settings_they_do_not_read(tmp_path):
     both = resolve(Request("seeds"))
-    assert [world.name for world in both.worlds] == ["lewm two_room", "pldm two_room"]
+    assert [world.name for world in both.worlds] == [
+        f"{method} two_room" for method in ("lewm", "pldm", "dino_wm")
+    ]
     assert both.folder == "seeds-multi-quick"
     assert [both.label(t) for t in both.trials[2:4]] == ["lewm seed=2", "pldm seed=0"]
     lewm = {t.trial_id for t in resolve(Request("lambda")).trials}

@@ -279,3 +279,42 @@ def test_floors_need_no_model(trial, protocol):
     assert run_floor("oracle", manifest)["success"].all()
     with pytest.raises(ValueError, match="floor must be one of random, zero, oracle"):
         run_floor("cem", manifest)
+
+
+@pytest.mark.ci
+def test_every_stage_takes_dino_wm(tmp_path_factory):
+    """Its latents are hundreds of patch channels: stages measure and probe their mean over patches."""
+    config = make_config(
+        {
+            "method": "dino_wm",
+            "model.image_size": 28,
+            "model.patch_size": 14,
+            "dino.proprio": True,
+            "dino.predictor_depth": 1,
+            "dino.predictor_heads": 2,
+            "dino.predictor_head_dim": 8,
+            "dino.predictor_mlp": 16,
+            "data.num_episodes": 10,
+        }
+    )
+    path = tmp_path_factory.mktemp("data") / "episodes.h5"
+    write_episodes(path, (collect_episode(config.data, 28, index) for index in range(10)))
+    method = make_method(config, 2, random_weights=True).eval()
+    protocol = protocol_from_dict("two_room", "strict", PROTOCOLS["strict"])
+    with EpisodeFile(path) as episodes:
+        manifests = {("strict", 42): make_manifest(protocol, 42, 2, config.data, episodes)}
+        unit = Normaliser.fit(episodes.read("action"))
+        device = torch.device("cpu")
+        dino = LoadedTrial(config, method, unit, episodes, device, manifests)
+        small = {
+            "latents": {"num_clips": 3},
+            "planning": {**CONFIGS["planning"], "num_samples": 4, "num_iterations": 1},
+            "probing": {**CONFIGS["probing"], "num_train": 12, "num_test": 6, "mlp_steps": 3},
+            "surprise": {"num_clips": 2},
+        }
+        for name, chosen in small.items():
+            frame = load_stage(name)(dino, chosen)
+            assert dict(frame.schema) == STAGE_SCHEMAS[name] and frame.height > 0
+            if name == "latents":
+                assert frame.filter(layer="projected")["collapsed"].to_list() == [False]
+                assert frame["effective_rank"].null_count() == 0

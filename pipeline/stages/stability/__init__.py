@@ -18,7 +18,17 @@ from pipeline.stages.stability.measure import measure, run_values, success_profi
 from pipeline.stages.stability.summarise import summarise
 from pipeline.tables import SCHEMAS, sort_rows
 
-INPUTS = ("trials", "cells", "curves", "latents", "planning", "probing", "surprise", "timing")
+INPUTS = (
+    "trials",
+    "cells",
+    "curves",
+    "latents",
+    "planning",
+    "probing",
+    "surprise",
+    "timing",
+    "reconstruction",
+)
 OUTPUTS = ("stability", "comparison", "profiles", "summary")
 
 

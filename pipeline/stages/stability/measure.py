@@ -14,7 +14,7 @@ PLACE = ("protocol", "planner", "eval_point", "layer", "target", "probe", "event
 RATES = frozenset({"success"})
 LOWER_IS_BETTER = frozenset(
     {"pred_loss", "val_pred_loss", "sigreg_loss", "probe_mse", "epps_pulley", "final_distance"}
-    | {"copy_ratio", "loss_bursts", "grad_bursts"}
+    | {"copy_ratio", "loss_bursts", "grad_bursts", "frame_mse"}
 )
 _POSITIVE = (0.0, float("inf"))
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -63,6 +63,7 @@ def run_values(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         _melt(_with_copy_ratio(tables["latents"]), _LATENTS, ("layer",)),
         _probes(tables["probing"]),
         _surprise(tables["surprise"]),
+        _frames(tables["reconstruction"]),
     ]
     values = pl.concat([frame for frame in frames if frame.height] or [_fit(pl.DataFrame())])
     status = tables["trials"].select("trial_id", "status").unique(maintain_order=True)
@@ -128,6 +129,16 @@ def _final_losses(curves: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col(name).filter(pl.col(name).is_finite()).last() for name in metrics)
     )
     return _melt(last, metrics, ())
+
+
+def _frames(reconstruction: pl.DataFrame) -> pl.DataFrame:
+    """Mean error of drawn frames by kind (`target`) and frames ahead of the context (`event`)."""
+    drawn = reconstruction.filter(pl.col("mse").is_not_null())
+    means = drawn.group_by(_keys("kind", "ahead"), maintain_order=True).agg(
+        pl.col("mse").mean().alias("value")
+    )
+    ahead = pl.format("ahead={}", pl.col("ahead"))
+    return _fit(means.with_columns(metric=pl.lit("frame_mse"), target=pl.col("kind"), event=ahead))
 
 
 SMOOTHNESS = ("loss_bursts", "grad_bursts", "falling_share")

@@ -113,3 +113,7 @@ def test_predictor_sizes_halve_and_double_the_profiles_own(profile: str) -> None
 
 def _trials(name: str, profile: str) -> dict[str, Trial]:
     return {trial.trial_id: trial for trial in resolve(Request(name, profile)).trials}
+
+
+def test_every_tiny_sweep_of_lewm_trains_the_same_default() -> None:
+    assert set(_trials("lambda", "tiny")) & set(_trials("seeds", "tiny"))

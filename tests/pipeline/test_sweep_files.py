@@ -1,5 +1,7 @@
 """Every sweep that ships: it resolves in every profile, and runs from end to end at profile tiny."""
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ import polars as pl
 import pytest
 
 from pipeline.shipped import load_toml, package_folder
-from pipeline.spec import Request, resolve
+from pipeline.spec import Request, Trial, resolve
 from pipeline.tables import read_table
 
 HIDDEN = {"published", "paper", "smoke"}
@@ -45,3 +47,73 @@ def test_a_sweep_ends_in_its_report_at_profile_tiny(name: str, runs: Path) -> No
     assert trials.height >= len(spec.trials)
     assert set(trials["status"]) <= {"done", "stopped", "unavailable"}
     assert not read_table(folder, "summary").filter(pl.col("quantity") == "verdict").is_empty()
+
+
+ABLATIONS = (
+    "predictor_size",
+    "encoder",
+    "dropout",
+    "planners",
+    "embedding_dim",
+    "projections",
+    "knots",
+    "probing",
+    "surprise",
+    "straightening",
+)
+QUICK_BUDGET_S = 8 * 60
+AT_ONCE = 2
+"""Trials side by side on the 2 cores that the profile's estimate was measured on."""
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_names_the_table_or_figure_it_asks_about(name: str) -> None:
+    text = (package_folder() / f"{name}.toml").read_text()
+    head = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(True)))
+    assert re.search(r"(Tables? \d|Fig\. \d|App\. [A-Z])", head)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_shares_the_default_trials(name: str, profile: str) -> None:
+    """Those of `seeds`, in the worlds they have in common; an ablation of evaluation trains no other."""
+    seeds = _trials("seeds", profile)
+    own = {t.config.method for t in resolve(Request(name, profile)).trials}
+    shared = {i for i, trial in seeds.items() if trial.config.method in own}
+    assert shared and shared <= set(_trials(name, profile))
+    if name == "planners":
+        assert shared == set(_trials(name, profile))
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_costs_quick_eight_minutes_beyond_shared_trials(name: str) -> None:
+    before = ("seeds", "probing") if name == "surprise" else ("seeds",)
+    shared = {key for other in before for key in _trials(other, "quick")}
+    spec = resolve(Request(name, "quick"))
+    cost_s = 0.0
+    for trial in spec.trials:
+        estimate = spec.world(trial).estimate
+        cost_s += estimate["evaluate_s"]
+        if trial.trial_id not in shared:
+            cost_s += (trial.config.optim.num_steps or 0) * estimate["seconds_per_step"]
+    assert cost_s / AT_ONCE <= QUICK_BUDGET_S
+
+
+@pytest.mark.parametrize("profile", sorted(set(PROFILES) - {"tiny"}))
+def test_predictor_sizes_halve_and_double_the_profiles_own(profile: str) -> None:
+    sizes = {
+        trial.point.removeprefix("predictor="): trial.config.model
+        for trial in resolve(Request("predictor_size", profile)).trials
+    }
+    tiny, small, base = (sizes[size] for size in ("tiny", "small", "base"))
+    assert tiny.predictor_depth == small.predictor_depth // 2
+    assert base.predictor_depth == small.predictor_depth * 2
+    assert tiny.predictor_mlp * 2 == small.predictor_mlp == base.predictor_mlp // 2
+
+
+def _trials(name: str, profile: str) -> dict[str, Trial]:
+    return {trial.trial_id: trial for trial in resolve(Request(name, profile)).trials}
+
+
+def test_every_tiny_sweep_of_lewm_trains_the_same_default() -> None:
+    assert set(_trials("lambda", "tiny")) & set(_trials("seeds", "tiny"))

@@ -134,8 +134,8 @@ def _draw(decoder: Decoder, z_CTD: Tensor) -> Array:
         padded = F.pad(part, (0, 0, 0, BATCH - len(part))).to(device)
         frames = decoder(padded)[: len(part)].float().cpu() * std + mean
         out.append(frames.clamp(0.0, 1.0).movedim(-3, -1))
-    pictures: Array = torch.cat(out).unflatten(0, z_CTD.shape[:2]).numpy()
-    return pictures
+    pictures: Array = torch.cat(out).numpy()
+    return pictures.reshape(*z_CTD.shape[:2], *pictures.shape[1:])
 
 
 def _png(picture: Array) -> bytes:

@@ -43,6 +43,7 @@ class Cost:
         unit: `gpu` or `cpu`; None where the profile's speed is not known, then the hours are None too.
         hours: of the rest: training, and evaluations that no earlier sweep made.
         longest_hours: of a single trial.
+        unpriced: methods whose speed at this profile is not known; their hours are left out.
         num_claims: published numbers and statements that name the sweep first.
     """
 
@@ -56,6 +57,7 @@ class Cost:
     hours: float | None = None
     longest_hours: float = 0.0
     num_claims: int = 0
+    unpriced: tuple[str, ...] = ()
 
 
 def choose(text: str | None) -> tuple[str, ...]:
@@ -101,7 +103,8 @@ def _cost(
     """The cost of a sweep; adds its trials and evaluations to those known."""
     shared = done = 0
     seconds, longest = 0.0, 0.0
-    known = all(world.estimate for world in spec.worlds)
+    known = [world for world in spec.worlds if "seconds_per_step" in world.estimate]
+    unpriced = tuple(sorted({w.method for w in spec.worlds} - {w.method for w in known}))
     for trial in spec.trials:
         world, is_done = spec.world(trial), False
         if trial.trial_id in trained:
@@ -121,9 +124,9 @@ def _cost(
     if isinstance(spec.search, Bisect | Optuna):
         total = max(spec.search.budget, total)
         seconds += (total - len(spec.trials)) * longest
-    unit = str(spec.worlds[0].estimate.get("unit")) if known else None
+    unit = str(known[0].estimate["unit"]) if known else None
     hours = seconds / 3600 if known else None
-    return Cost(name, spec, "", total, shared, done, unit, hours, longest / 3600, claims)
+    return Cost(name, spec, "", total, shared, done, unit, hours, longest / 3600, claims, unpriced)
 
 
 def _evaluations(spec: Spec, world: World) -> list[str]:
@@ -148,8 +151,9 @@ def print_costs(found: Sequence[Cost], profile: str, gpus: int, uri: str) -> Non
             print(f"{cost.name:16s} {cost.num_claims:6d} {cost.error.partition(';')[0]}")
             continue
         hours = "unknown" if cost.hours is None else _hours(cost.hours)
+        without = f"  without {', '.join(cost.unpriced)}: speed not known" if cost.unpriced else ""
         counts = f"{cost.num_trials:6d} {cost.num_shared:6d} {cost.num_done:5d}"
-        print(f"{cost.name:16s} {cost.num_claims:6d} {counts} {hours:>10s}")
+        print(f"{cost.name:16s} {cost.num_claims:6d} {counts} {hours:>10s}{without}")
     ready = [cost for cost in found if cost.spec is not None]
     total = sum(cost.hours or 0.0 for cost in ready)
     counts = (
@@ -166,7 +170,8 @@ def print_costs(found: Sequence[Cost], profile: str, gpus: int, uri: str) -> Non
         workers = os.cpu_count() or 1
         at_once = duration(wall_hours(ready, workers) * 3600)
         print(f"here      about {at_once} on {workers} CPUs; on one about {duration(total * 3600)}")
-    sources = {w.estimate["source"] for c in ready if c.spec for w in c.spec.worlds if w.estimate}
+    worlds = [world for cost in ready if cost.spec for world in cost.spec.worlds]
+    sources = {w.estimate["source"] for w in worlds if "source" in w.estimate}
     print(f"estimate  {'; '.join(sorted(sources)) or 'no speed measured for this profile yet'}; "
           "shared: trained for a sweep above; evaluation of trials that are done is not counted")  # fmt: skip
 

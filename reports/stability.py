@@ -157,12 +157,11 @@ def collapse_rule(world: World) -> str:
     latents = settings_of(world).get("latents", {})
     if "collapse_std" not in latents:
         return ""
-    share = text.percent(latents["collapse_epps_pulley"])
     control = world.summary("collapsed_control", **world.main) if world.main else {}
     checked = f" Check: {control['text']}." if control.get("text") else ""
     return (
         f"A run counts as collapsed if its {EMBEDDING} embedding has a mean standard deviation below "
-        f"{latents['collapse_std']:g}, or an Epps–Pulley distance above {share} of a point mass's.{checked}"
+        f"{latents['collapse_std']:g}.{checked}"
     )
 
 

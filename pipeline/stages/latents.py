@@ -51,7 +51,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
         row: dict[str, Any] = {"layer": layer, **measure(z_CTD.double())}
         if layer == "projected":
             row["collapsed"] = trial.method.can_collapse and is_collapsed(
-                row.get("mean_std"), row.get("epps_pulley"), settings
+                row.get("mean_std"), settings
             )
             row |= _errors(trial, codes[layer], frames)
         rows.append(row)
@@ -103,14 +103,10 @@ def measure(z_CTD: Tensor) -> dict[str, float | None]:
     return {name: float(x) if x.isfinite() else None for name, x in figures.items()}
 
 
-def is_collapsed(mean_std: float | None, distance: float | None, settings: LatentsConfig) -> bool:
+def is_collapsed(mean_std: float | None, settings: LatentsConfig) -> bool:
     """The rule for a collapsed projected embedding (effective rank alone does not see collapse).
 
-    Collapsed when the mean per-dimension standard deviation is below `latents.collapse_std`, or the
-    per-sample Epps-Pulley distance to N(0, 1) is above `latents.collapse_epps_pulley` times that of
-    a point mass at 0 (0.41). Embeddings that are not finite (null figures) count as collapsed.
+    Collapsed when the mean per-dimension standard deviation is below `latents.collapse_std`.
+    Embeddings that are not finite (no figure) count as collapsed.
     """
-    if mean_std is None or distance is None:
-        return True
-    point_mass = float(epps_pulley(torch.zeros(1, dtype=torch.float64)))
-    return mean_std < settings.collapse_std or distance > settings.collapse_epps_pulley * point_mass
+    return mean_std is None or mean_std < settings.collapse_std

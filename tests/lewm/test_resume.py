@@ -101,7 +101,9 @@ def cut(path: Path) -> None:
 
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    middle = len(data) // 2
+    for at in range(middle, middle + 512):  # a sector; one byte may lie between two tensors
+        data[at] ^= 0xFF
     path.write_bytes(data)
 
 

@@ -52,6 +52,13 @@ CONFIGS = {
     "probing": {"num_train": 200, "num_test": 100, "mlp_steps": 30, "mlp_hidden": 16},
     "surprise": {"num_clips": 12},
     "examples": {**CELL, "protocol": "strict", "eval_seed": 42, "num_examples": 2},
+    "reconstruction": {
+        "num_train": 60,
+        "num_steps": 5,
+        "num_clips": 6,
+        "num_pictures": 2,
+        "decoder": {"width": 16, "depth": 1},
+    },
 }
 
 
@@ -145,19 +152,19 @@ def test_latent_figures_of_known_clouds():
 
 @pytest.mark.parametrize(
     ("scale", "shift", "collapsed"),
-    [(1.0, 0.0, False), (0.5, 0.0, False), (0.1, 0.0, True), (0.0, 0.0, True), (1.0, 3.0, True)],
+    [(1.0, 0.0, False), (3.0, 0.0, False), (0.07, 0.0, False), (0.01, 1.0, True), (0.0, 0.0, True)],
 )
 def test_collapse_rule(scale, shift, collapsed):
     figures = measure(scale * gaussian() + shift)
-    assert is_collapsed(figures["mean_std"], figures["epps_pulley"], LatentsConfig()) is collapsed
+    assert is_collapsed(figures["mean_std"], LatentsConfig()) is collapsed
 
 
 def test_collapse_rule_uses_its_settings_and_takes_infinite_embeddings_for_collapsed():
-    assert is_collapsed(0.3, 0.0, LatentsConfig(collapse_std=0.31))
-    assert not is_collapsed(0.3, 0.0, LatentsConfig())
-    assert is_collapsed(1.0, 0.3, LatentsConfig())
-    assert not is_collapsed(1.0, 0.3, LatentsConfig(collapse_epps_pulley=0.9))
-    assert is_collapsed(None, None, LatentsConfig())
+    assert is_collapsed(0.3, LatentsConfig(collapse_std=0.31))
+    assert not is_collapsed(0.3, LatentsConfig())
+    assert is_collapsed(None, LatentsConfig())
+    stored = {"collapse_std": 0.2, "collapse_epps_pulley": 0.5}
+    assert LatentsConfig.model_validate(stored) == LatentsConfig(collapse_std=0.2)
 
 
 def test_ridge_finds_a_linear_map_and_shrinks_with_its_penalty():

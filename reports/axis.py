@@ -27,6 +27,7 @@ class PointAxis:
         gap: the smallest distance between neighbours.
         break_at: where the zero slot ends, or None.
         ordered: whether the places are values of λ, so that a line between them means something.
+        numbered: whether the points have numbers for names, as their settings are many.
     """
 
     slots: tuple[Slot, ...]
@@ -34,6 +35,7 @@ class PointAxis:
     gap: float
     break_at: float | None
     ordered: bool = True
+    numbered: bool = False
 
     def at(self, point: str) -> float:
         """The place of a point."""
@@ -73,6 +75,19 @@ class PointAxis:
         }
 
 
+MAX_NAMED = 3
+"""Points of more settings than this are numbered, not named by them."""
+
+
+def settings_of(point: str) -> dict[str, str]:
+    """The swept parameters of a point, named for readers."""
+    pairs = (part.partition("=") for part in point.split())
+    return {
+        "λ" if f"{key}=" == LAM_KEY else key.rpartition(".")[2].replace("_", " "): value
+        for key, _, value in pairs
+    }
+
+
 def category_axis(names: Iterable[str], title: str) -> PointAxis:
     """Names one beside the other, in their order."""
     places = enumerate(dict.fromkeys(names))
@@ -89,11 +104,7 @@ def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
         return PointAxis((only,), "λ, weight of SIGReg (one value)", 1.0, None, ordered=False)
     lams = [lam for point, lam in known if lam is not None and point.startswith(LAM_KEY)]
     if len(lams) < len(known) or any(" " in point for point, _ in known) or not known:
-        slots = tuple(
-            Slot(point, point or "all", point or "the only point", float(place))
-            for place, (point, _) in enumerate(known)
-        )
-        return PointAxis(slots, "swept parameters", 1.0, None, ordered=False)
+        return _unordered([point for point, _ in known])
     logs = [round(math.log10(lam), 6) for lam in lams if lam > 0]
     gap = min((b - a for a, b in itertools.pairwise(logs)), default=0.5)
     places = logs
@@ -109,3 +120,25 @@ def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
     )
     title = "λ, weight of SIGReg (log scale" + ("; 0 apart)" if break_at is not None else ")")
     return PointAxis(slots, title, gap, break_at)
+
+
+def _unordered(points: list[str]) -> PointAxis:
+    """One equal step per point, named by its settings; numbered where those are many."""
+    found = [settings_of(point) for point in points]
+    if any(len(settings) > MAX_NAMED for settings in found):
+        slots = tuple(
+            Slot(point, str(place), f"configuration {place}", float(place))
+            for place, point in enumerate(points, 1)
+        )
+        return PointAxis(slots, "configuration", 1.0, None, ordered=False, numbered=True)
+    keys = list(dict.fromkeys(key for settings in found for key in settings))
+    slots = tuple(
+        Slot(
+            point,
+            ", ".join(settings.values()) or "all",
+            ", ".join(f"{key} = {value}" for key, value in settings.items()) or "the only point",
+            float(place),
+        )
+        for place, (point, settings) in enumerate(zip(points, found, strict=True))
+    )
+    return PointAxis(slots, ", ".join(keys) or "the only point", 1.0, None, ordered=False)

@@ -16,6 +16,7 @@ from reports import (
     evaluation,
     next_run,
     prose,
+    reconstruction,
     rivals,
     search,
     sections,
@@ -26,7 +27,14 @@ from reports import (
     views,
 )
 from reports.figures import MAX_TABLE_ROWS, Figure
-from reports.success import answers, file_name, seeds_figure, success_figure, success_table
+from reports.success import (
+    answers,
+    configurations,
+    file_name,
+    seeds_figure,
+    success_figure,
+    success_table,
+)
 from reports.theme import chart_config, css, page_config
 
 VEGA_LITE = "6.4"
@@ -138,6 +146,7 @@ def _groups(world: views.World, number: int, points: list[tuple[str, float]]) ->
         "curves": training.curve_figures(world, f"{prefix}train", [point for point, _ in points]),
         "probing": evaluation.probe_figures(world, prefix),
         "surprising": evaluation.surprise_figures(world, prefix),
+        "drawing": reconstruction.figures(world, prefix),
         "simulated": search.figures(world, prefix),
     }
 
@@ -177,12 +186,15 @@ def _chapter(
         "finding": finding,
         "settings": [success_table(world, setting) for setting in settings],
         "rivals": rivals.setting_sections(world),
+        "configurations": configurations(world),
         "stable": [stability.stability_table(world, setting) for setting in settings],
         "collapse_rule": stability.collapse_rule(world),
         "lams": [(places.index(slot.point), slot.name) for slot in world.axis.slots],
         "probes": evaluation.probe_table(world),
         "surprise": evaluation.surprise_table(world),
         "examples": evaluation.examples(world),
+        "drawn": reconstruction.strips(world),
+        "frame_errors": reconstruction.error_table(world),
         "variance": [next_run.variance_table(world, setting) for setting in settings],
         "next": next_run.next_steps(world, meta, num_worlds),
         "search": search.section(world),

@@ -1,7 +1,7 @@
 """Planning success: against λ, seed by seed, against the best point and the floors."""
 
 from reports import text
-from reports.axis import PointAxis
+from reports.axis import PointAxis, settings_of
 from reports.figures import Figure, point_chart, rows_behind, seed_chart
 from reports.views import SETTING, Row, World, intervals, setting_name
 
@@ -201,6 +201,16 @@ def _margin(world: World, setting: Row) -> str:
     return text.points(known[0]).lstrip("+") if known else ""
 
 
+def configurations(world: World) -> Row:
+    """What the numbers of points of many settings stand for; empty where points are named by their settings."""
+    if not world.axis.numbered:
+        return {}
+    found = [(slot.label, settings_of(slot.point)) for slot in world.axis.slots]
+    keys = list(dict.fromkeys(key for _, settings in found for key in settings))
+    rows = [[name, *(settings.get(key, text.DASH) for key in keys)] for name, settings in found]
+    return {"heads": ["configuration", *keys], "rows": rows}
+
+
 def answers(world: World) -> list[Row]:
     """The four questions of a reader in a hurry: which, how sure, against what, what next."""
     main = world.main
@@ -212,7 +222,7 @@ def answers(world: World) -> list[Row]:
     return [
         {
             "label": "Which λ" if world.axis.ordered else "Which point",
-            "value": best["text"],
+            "value": world.axis.name(best["point"]),
             "note": f"{text.percent(success['value'])} success, {_interval_note(success)}",
             "link": "",
         },

@@ -210,7 +210,9 @@ def _plateau(setting: Setting, clear: float | None) -> list[Row]:
         {**setting.base, "quantity": f"plateau_{end}", "n": 0} for end in ("low", "high")
     ]
     slopes: list[Row] = []
-    if found is None:
+    if len({row["lam"] for row in line}) < 2:
+        text = _near_words(setting, clear)
+    elif found is None:
         text = "no plateau: no λ > 0 has planning results"
     elif clear == 0.0:
         text = "no plateau: no λ plans clearly better than random actions"
@@ -231,6 +233,18 @@ def _plateau(setting: Setting, clear: float | None) -> list[Row]:
     )
     told = [{**row, "text": text, "ci_method": f"{method}; ends: {DRAWS}"} for row in ends]
     return [*told, *slopes, *_certainty(setting, draws), _share_near(setting)]
+
+
+def _near_words(setting: Setting, clear: float | None) -> str:
+    """What stands for the plateau where λ is not swept."""
+    if len(setting.points) < 2:
+        return "one setting was tried, so nothing is known about others"
+    if clear == 0.0:
+        return "no setting plans clearly better than random actions"
+    near = sum(row["mean"] >= setting.best["mean"] - MARGIN for row in setting.points)
+    return (
+        f"{near} of {len(setting.points)} settings are within {100 * MARGIN:.0f} points of the best"
+    )
 
 
 def _slopes(

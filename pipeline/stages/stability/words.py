@@ -10,10 +10,12 @@ LAM_KEY = "loss.lam="
 
 
 def label(point: str | None, lam: float | None) -> str:
-    """A point for readers: `λ = 0.1`, further swept parameters behind it."""
-    rest = apart_from_lam(point or "")
+    """A point for readers: `λ = 0.1`, further swept parameters behind it: `λ = 0.1, knots = 9`."""
     parts = [f"λ = {lam:g}"] if lam is not None and LAM_KEY in (point or LAM_KEY) else []
-    return ", ".join(parts + ([rest] if rest else [])) or "the only point"
+    for part in apart_from_lam(point or "").split():
+        key, _, value = part.partition("=")
+        parts.append(f"{key.rpartition('.')[2].replace('_', ' ')} = {value}")
+    return ", ".join(parts) or "the only point"
 
 
 def apart_from_lam(point: str) -> str:

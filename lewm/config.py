@@ -5,7 +5,7 @@ code); profiles and sweeps only override them. Imports no torch, so `--dry-run` 
 
 Sections: `model`, `loss`, `pldm`, `dino`, `data`, `optim` and `seed` decide the trained weights and are hashed into a
 trial's identity. `run` (device, intervals) decides where and how it runs, never the result. `latents`,
-`latents`, `planning`, `probing`, `surprise`, `examples`, `timing` and `reconstruction` configure evaluation and are
+`planning`, `probing`, `surprise`, `examples`, `timing` and `reconstruction` configure evaluation and are
 hashed into a cell's identity.
 """
 

@@ -165,7 +165,7 @@ def export_released(
 
     Args:
         directory: made if need be; must not hold a release yet. `config.json` appears last.
-        config: its `model` and `data.action_block` are used.
+        config: its `model` and `data.action_block` are used; a decoder it was trained with stays behind.
         normaliser: of the actions it was trained on, into `normaliser.json`.
         training: the whole of its config, into `training.json`.
         naming: which transformers the reader of the encoder's tensors has.
@@ -181,7 +181,7 @@ def export_released(
         raise ValueError(
             f"data.action_block is {config.data.action_block}, releases have {ACTION_BLOCK}"
         )
-    state = method.state_dict()
+    state = {k: v for k, v in method.state_dict().items() if not k.startswith("decoder.")}
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise ValueError("the weights are not finite (a diverged run?)")
     block_dim = state["action_encoder.patch_embed.weight"].shape[1]

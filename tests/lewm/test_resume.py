@@ -72,7 +72,10 @@ RESNET = {"model__encoder": "resnet18", "model__resnet_channels": 4}
 """Its batch norms have buffers that every batch changes and no validation may."""
 
 
-@pytest.mark.parametrize("encoder", [{}, RESNET])
+DECODER = {"loss__reconstruction": 1.0, "decoder__width": 16, "decoder__depth": 1}
+
+
+@pytest.mark.parametrize("encoder", [{}, RESNET, DECODER])
 def test_resuming_in_mid_epoch_is_exact(
     encoder: dict[str, object], dataset: Path, tmp_path: Path
 ) -> None:

@@ -42,20 +42,30 @@ def find_sweep(name: str) -> Path:
 
 def load_profile(name: str) -> dict[str, Any]:
     """A profile's TOML, over that of its `base` where it names one."""
+    return over(_profile_file(part) for part in profile_chain(name))
+
+
+def profile_chain(name: str) -> list[str]:
+    """A profile and those it is based on, the lowest first."""
+    base = _profile_file(name).get("base")
+    return [*(profile_chain(base) if base else []), name]
+
+
+def _profile_file(name: str) -> dict[str, Any]:
     table = load_toml(_shipped(package_folder() / "profiles", name, "profile"))
     check_keys(table, PROFILE_KEYS, f"profile {name!r}")
     for env in table.get("env", {}):
         choice(env, env_names(), f"profile {name!r}: env")
-    base = table.pop("base", None)
-    return _over(load_profile(base), table) if base else table
+    return table
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables within tables; where both have a value, the upper one's."""
-    merged = {**below, **above}
-    for key in set(below) & set(above):
-        if isinstance(below[key], dict) and isinstance(above[key], dict):
-            merged[key] = _over(below[key], above[key])
+def over(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Tables laid one over the other, tables within them too; of other values the last one's."""
+    merged: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = over([merged[key], value]) if both else value
     return merged
 
 

@@ -37,6 +37,8 @@ from pipeline.shipped import (
     load_profile,
     load_protocols,
     load_toml,
+    over,
+    profile_chain,
 )
 
 DEFAULT_STAGES = ("latents", "planning", "probing", "surprise", "examples")
@@ -49,7 +51,10 @@ SWEEP_KEYS = {
     "name", "question", "method", "env", "seeds", "stages", "search", "grid", "axis", "set", "evaluate",
     "profile",
 }  # fmt: skip
-PROFILE_KEYS = {"grid", "axis", "set", "search", "seeds", "stages", "envs", "env", "method"}
+PROFILE_KEYS = {
+    *("grid", "axis", "set", "search", "seeds", "stages"),
+    *("envs", "methods", "env", "method"),
+}
 NOT_SWEPT = (*STAGE_NAMES, TIMING, "run", "seed", "method")
 NOT_EVALUATION = ("model", "loss", "decoder", "data", "optim", "run", "seed")
 
@@ -226,7 +231,8 @@ class _Plan:
         self.where = f"sweep {request.sweep!r}"
         self.table = table = load_toml(find_sweep(request.sweep))
         check_keys(table, SWEEP_KEYS, self.where)
-        self.of_profile = table.get("profile", {}).get(request.profile, {})
+        chain = profile_chain(request.profile)
+        self.of_profile = over(table.get("profile", {}).get(name, {}) for name in chain)
         check_keys(self.of_profile, PROFILE_KEYS, f"{self.where}, profile table")
         self.profile = load_profile(request.profile)
         self.methods = self._names("method", "lewm", METHOD_NAMES)
@@ -290,8 +296,8 @@ class _Plan:
 
     def _names(self, key: str, default: str, known: Sequence[str]) -> tuple[str, ...]:
         """The methods or environments: one name or a list, by the command line if it says so."""
-        given = (self.request.envs or self.of_profile.get("envs")) if key == "env" else None
-        value = given or self.table.get(key, default)
+        asked = self.request.envs if key == "env" else None
+        value = asked or self.of_profile.get(f"{key}s") or self.table.get(key, default)
         names = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not names or len(set(names)) != len(names):
             raise ValueError(f"{self.where}: {key} needs different names, got {value!r}")

@@ -28,7 +28,8 @@ def test_names_known_to_the_spec_are_those_of_the_registries():
 def test_every_profile_resolves(sweep, profile):
     found = resolve(Request(sweep, profile=profile))
     assert len(found.trials) == len(found.worlds) * len(found.points) * len(found.seeds)
-    place = "multi" if sweep == "environments" else "two_room"
+    where = {"environments": "multi", ("lambda", "paper"): "push_t"}
+    place = where.get(sweep) or where.get((sweep, profile), "two_room")
     assert found.folder == f"{sweep}-{place}-{profile}"
 
 

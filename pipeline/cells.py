@@ -228,10 +228,13 @@ def _manifest_fields(ref: ManifestRef) -> dict[str, Any]:
 
 
 def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
-    """The floors: per dataset, protocol and eval seed one cell for each of `FLOORS`."""
+    """The floors: per manifest one cell for each of `FLOORS`.
+
+    Datasets that differ in their pictures only have the same pairs: those are played once.
+    """
     if "planning" not in spec.stages:
         return []
-    cells = []
+    cells: dict[str, Cell] = {}
     envs = {dataset_name(t.config, spec.fingerprint): t.config.data.env for t in spec.trials}
     for (name, protocol, eval_seed, num_pairs), ref in manifests.items():
         entry = digest([name, protocol, eval_seed])
@@ -246,8 +249,8 @@ def floor_cells(spec: Spec, manifests: Manifests) -> list[Cell]:
             cell_id = digest([config, SCHEMA_VERSION, ref.hash])
             folder = f"baselines/{entry}"
             place = (envs[name], "planning", cell_id, folder)
-            cells.append(Cell(*place, config, "", ref.key, ref.hash))
-    return cells
+            cells.setdefault(cell_id, Cell(*place, config, "", ref.key, ref.hash))
+    return list(cells.values())
 
 
 def is_done(storage: Storage, cell: Cell) -> bool:

@@ -227,7 +227,8 @@ def main(args: argparse.Namespace, run: Run | None = None) -> int:
 def command(args: argparse.Namespace, name: str) -> list[str]:
     """The command line of one sweep, after `python -m pipeline.sweep`."""
     words = [name, "--profile", args.profile, "--storage", args.storage]
-    words += ["--trials-per-gpu", str(args.trials_per_gpu)]
+    if args.trials_per_gpu != 1:
+        words += ["--trials-per-gpu", str(args.trials_per_gpu)]
     for option in ("address", "trials_per_node", "retry"):
         if getattr(args, option) is not None:
             words += [f"--{option.replace('_', '-')}", str(getattr(args, option))]

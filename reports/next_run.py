@@ -59,6 +59,8 @@ def next_steps(world: World, meta: Mapping[str, Any], num_worlds: int) -> list[R
     if lacking:
         retry = ["--retry", "failed"] if world.summary("trials_failed").get("value") else []
         words = f"First finish this sweep: {'; '.join(lacking)}."
+        if unavailable := world.rows("trials", status="unavailable"):
+            words += f" What is lacking: {unavailable[0]['error']}."
         steps.append({"words": words, "command": sweep_command(command, retry)})
     if world.main:
         steps += _to_halve(world, world.main, command, num_worlds)

@@ -173,6 +173,7 @@ def _chapter(
     trials = sections.trial_rows(world)
     return {
         "name": world.name,
+        "bare": world.is_bare,
         "id": f"-{number + 1}" if number else "",
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",
         "certainty": world.summary("certainty").get("text") or "",

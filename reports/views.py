@@ -34,6 +34,13 @@ class World:
         """The world for readers."""
         return f"{text.method(self.key['method'])} in {text.world(self.key['env'])}, {self.key['profile']} profile"
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether no trial of it has left anything to show."""
+        return (
+            self.tables["curves"].is_empty() and self.tables["latents"].is_empty() and not self.main
+        )
+
     def rows(self, table: str, **where: Any) -> list[Row]:
         """Rows of a table of this world with the given values, by λ, then point."""
         groups, key = self._groups(table), _GROUPED_BY.get(table)
@@ -84,7 +91,7 @@ class World:
 
 
 def worlds(tables: Tables, meta: Mapping[str, Any]) -> list[World]:
-    """The chapters, in the order of their keys."""
+    """The chapters, in the order of their keys; those without any result last."""
     told = {(row["method"], row["env"]): row for row in _told(meta)}
     names = ["method", "env", "profile"]
     frames = [tables[name].select(names) for name in ("trials", "stability")]
@@ -101,7 +108,7 @@ def worlds(tables: Tables, meta: Mapping[str, Any]) -> list[World]:
         pairs = [(str(point), lam) for point, lam in points.iter_rows()]
         own_meta = told.get((key["method"], key["env"]), {})
         found.append(World(dict(key), chosen, make_axis(pairs), own_meta))
-    return found
+    return sorted(found, key=lambda world: world.is_bare)
 
 
 def _told(meta: Mapping[str, Any]) -> list[Row]:

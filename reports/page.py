@@ -174,6 +174,7 @@ def _chapter(
     return {
         "name": world.name,
         "bare": world.is_bare,
+        "ordered": world.axis.ordered,
         "id": f"-{number + 1}" if number else "",
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",
         "certainty": world.summary("certainty").get("text") or "",

@@ -14,6 +14,7 @@ from typing import Any
 
 from lewm.config import (
     EVALUATION_FIELDS,
+    EXCLUSIVE,
     RECIPE_VERSION,
     Config,
     digest,
@@ -318,9 +319,9 @@ class _Plan:
         )
         if self.request.dataset is not None:
             fixed["data.dataset"] = self.request.dataset
-        return {
-            k: v for k, v in fixed.items() if k not in {*self.keys, *self.evaluation_axes.plain}
-        }
+        swept = {*self.keys, *self.evaluation_axes.plain}
+        swept |= {EXCLUSIVE[key] for key in swept if key in EXCLUSIVE}
+        return {k: v for k, v in fixed.items() if k not in swept}
 
     def world(self, method: str, env: str, fixed: Overrides) -> World:
         """One method in one environment with its evaluation settings."""

@@ -156,3 +156,9 @@ def test_dry_run_and_help_import_neither_torch_nor_ray_nor_mlflow(tmp_path):
     assert "15 trials" in done.stdout and "estimate" in done.stdout
     helped = run("pipeline.sweep", "--help")
     assert helped.returncode == 0 and "--dry-run" in helped.stdout
+
+
+def test_the_length_of_training_is_an_axis_like_any_other():
+    found = resolve(Request("lambda", grid={"optim.num_steps": [100, 200]}))
+    lengths = {(t.config.optim.num_steps, t.config.optim.num_epochs) for t in found.trials}
+    assert lengths == {(100, None), (200, None)}

@@ -34,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_ends_in_its_report_at_profile_tiny(name: str, runs: Path) -> None:
     command = [sys.executable, "-m", "pipeline.sweep", name, "--profile", "tiny"]

@@ -26,7 +26,7 @@ test: install  ## the default tests, under three minutes on 2 cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 ci: install  ## the tests marked ci: kill drills and tiny sweeps with real processes, some minutes
-	$(BIN)/python -m pytest -m ci -n 2 --dist loadfile --durations=15
+	$(BIN)/python -m pytest -m ci --durations=15
 
 drills: install  ## every fault for real: nodes, drivers, servers, disks; about half an hour
 	$(BIN)/python -m pytest -m 'ci or drill' tests/drills

@@ -330,7 +330,7 @@ class _Plan:
             for point in self.evaluation_axes.points()
         )
         per_env = self.profile.get("env", {}).get(env, {})
-        own = self.of_profile.get("method", {}).get(method, {}).get("estimate")
+        own = self.profile.get("method", {}).get(method, {}).get("estimate")
         estimate = own or {**self.profile.get("estimate", {}), **per_env.get("estimate", {})}
         return make_world(method, env, variants, estimate, self.where)
 

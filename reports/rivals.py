@@ -148,7 +148,7 @@ def _settings(world: World, rivals: Sequence[Row]) -> Row:
         for row in world.rows("comparison", metric="success", other_kind="setting")
         if row["protocol"] == rivals[0]["protocol"]
     }
-    points = {row["point"] for row in compared.values()}
+    points = {row["point"] for row in compared.values()} or {world.best_point or ""}
     means, runs, rows = [], [], []
     for setting in rivals:
         name = _setting_label(setting)
@@ -189,7 +189,9 @@ def _setting_label(setting: Row) -> str:
 
 
 def _clear_of(leader: str, against: Sequence[Row]) -> str:
-    """How many of the others fall clearly below the leading one."""
+    """How many of the others fall clearly below the leading one; none does where all are level."""
+    if not against:
+        return "All planners have the same mean"
     below = sum((row["p_adjusted"] or 1.0) < 0.05 and row["diff"] < 0 for row in against)
     name = " ".join([leader.partition(" ")[0].upper(), leader.partition(" ")[2]]).strip()
     return (

@@ -10,7 +10,6 @@ import pytest
 
 from lewm.config import nearest
 from pipeline import programme, sweep
-from pipeline.claims import VERDICTS
 from pipeline.programme import Cost, choose, costs, wall_hours
 from pipeline.shipped import load_programme, package_folder
 from pipeline.spec import Request, resolve
@@ -181,20 +180,3 @@ def test_the_dry_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-@pytest.mark.ci
-@pytest.mark.timeout(240)
-def test_a_sweep_of_the_programme_for_real_ends_in_the_page_of_claims(tmp_path: Path) -> None:
-    words = ["paper", "--sweeps", "seeds", "--profile", "tiny", "--storage", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.sweep", *words], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = read_table(tmp_path / "reproduction", "claims")
-    assert set(found["profile"].drop_nulls()) == {"tiny"}
-    numbers = found.filter(kind="absolute", claim="seeds")
-    assert set(numbers["verdict"]) == {"not tested at this scale"}  # Two-Room, not Push-T
-    learns = found.filter(claim="learns-two_room").row(0, named=True)
-    assert learns["ours"] is not None and learns["n"] == 2
-    assert learns["verdict"] in VERDICTS[:3] and learns["folder"] == "seeds-multi-tiny"

@@ -6,9 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import polars as pl
 import pytest
 
+from pipeline.claims import VERDICTS
 from pipeline.shipped import load_toml, package_folder
 from pipeline.spec import Request, Trial, resolve
 from pipeline.tables import read_table
@@ -46,7 +46,26 @@ def test_a_sweep_ends_in_its_report_at_profile_tiny(name: str, runs: Path) -> No
     trials = read_table(folder, "trials")
     assert trials.height >= len(spec.trials)
     assert set(trials["status"]) <= {"done", "stopped", "unavailable"}
-    assert not read_table(folder, "summary").filter(pl.col("quantity") == "verdict").is_empty()
+    told = set(read_table(folder, "summary")["quantity"])
+    assert ("plan_seconds" if spec.times else "verdict") in told
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(240)
+def test_the_programme_ends_in_the_page_of_claims(runs: Path) -> None:
+    """What the sweeps above have trained is not trained again."""
+    words = ["paper", "--sweeps", "seeds", "--profile", "tiny", "--storage", str(runs)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.sweep", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = read_table(runs / "reproduction", "claims")
+    assert set(found["profile"].drop_nulls()) == {"tiny"}
+    numbers = found.filter(kind="absolute", claim="seeds")
+    assert set(numbers["verdict"]) == {"not tested at this scale"}  # Two-Room, not Push-T
+    learns = found.filter(claim="learns-two_room").row(0, named=True)
+    assert learns["ours"] is not None and learns["n"] == 2
+    assert learns["verdict"] in VERDICTS[:3]
 
 
 ABLATIONS = (

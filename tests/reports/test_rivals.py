@@ -50,3 +50,11 @@ def test_planners_stand_side_by_side_on_the_same_networks() -> None:
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page).replace("\xa0", " "))
     assert "CEM has the highest mean; 1 of 1 others is clearly below it" in words
     assert "ICEM planning.horizon=3" in words
+
+
+def test_planners_that_are_level_are_said_to_be() -> None:
+    tables = make_tables()
+    other = relabelled(tables["planning"], 0, 0.0, planner="icem")
+    tables["planning"] = pl.concat([tables["planning"], other])
+    words = re.sub(r"<[^>]+>", " ", render(tables | stability.run(tables), META))
+    assert "All planners have the same mean" in words

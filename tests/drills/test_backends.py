@@ -5,9 +5,10 @@ import pytest
 from pipeline.tables import read_table
 from tests.drills.sweeps import Sweep, check_mlflow, differences
 
-pytestmark = [pytest.mark.ci, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.mark.ci
 def test_the_smoke_sweep_on_all_of_them_is_the_local_one(cluster, s3, mlflow, tmp_path):
     local = Sweep(tmp_path / "local", tmp_path / "local-logs", sweep="smoke")
     local.run()
@@ -30,6 +31,7 @@ def test_the_smoke_sweep_on_all_of_them_is_the_local_one(cluster, s3, mlflow, tm
     assert not leaks, f"a secret is in {leaks}"
 
 
+@pytest.mark.drill
 def test_a_tracking_server_that_goes_away_costs_nothing(cluster, mlflow, unbroken, tmp_path):
     environment = {**cluster.environment, "MLFLOW_TRACKING_URI": mlflow.uri}
     sweep = Sweep(tmp_path / "runs", tmp_path, environment, ("--address", cluster.address))

@@ -124,7 +124,7 @@ def test_a_preemption_notice_and_then_the_kill(unbroken, cluster, spread):
     whole(unbroken, spread)
 
 
-@ci
+@drill
 def test_a_driver_killed_after_training_during_stability_and_in_the_report(unbroken, local):
     num_cells = len(unbroken.cells())
     local.kill_when(lambda: len(local.ended()) == 2, "all is trained")
@@ -209,7 +209,7 @@ def test_a_storage_that_fails_for_a_while(unbroken, s3, mlflow, tmp_path, mode, 
     assert differences(unbroken, sweep) == []
 
 
-@ci
+@drill
 def test_a_torn_checkpoint_falls_back_to_the_one_before(unbroken, local):
     local.kill_when(lambda: local.training(step=100), "training")
     trial_id = local.training(step=100)[0]
@@ -260,7 +260,7 @@ class frozen:
                 process.resume()
 
 
-@ci
+@drill
 def test_a_locked_mlflow_database(unbroken, local):
     driver = local.start()
     local.wait(driver, lambda: local.training(step=40), "training")

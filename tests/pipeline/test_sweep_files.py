@@ -15,6 +15,10 @@ from pipeline.tables import read_table
 
 HIDDEN = {"published", "paper", "smoke"}
 SWEEPS = sorted({path.stem for path in package_folder().glob("*.toml")} - HIDDEN)
+ALIKE = {"dropout", "embedding_dim", "knots", "lambda", "lambda_optuna", "predictor_size"} | {
+    *("probing", "projections", "surprise"),
+}
+"""Sweeps whose machinery others run too: half a minute each, by hand (`pytest -m slow`)."""
 PROFILES = sorted(path.stem for path in (package_folder() / "profiles").glob("*.toml"))
 
 
@@ -33,9 +37,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.ci
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else pytest.mark.ci) for n in SWEEPS],
+)
 def test_a_sweep_ends_in_its_report_at_profile_tiny(name: str, runs: Path) -> None:
     command = [sys.executable, "-m", "pipeline.sweep", name, "--profile", "tiny"]
     done = subprocess.run([*command, "--storage", str(runs)], capture_output=True, text=True)

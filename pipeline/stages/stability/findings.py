@@ -128,6 +128,10 @@ def figures(
     return rows
 
 
+MAX_NAMED = 6
+"""Settings that a sentence names one by one."""
+
+
 def _latents(trials: pl.DataFrame, latents: pl.DataFrame) -> str:
     judged = latents.filter(pl.col("collapsed").is_not_null())
     if judged.is_empty():
@@ -140,6 +144,8 @@ def _latents(trials: pl.DataFrame, latents: pl.DataFrame) -> str:
     bad = counted.filter(pl.col("bad") > 0)
     if bad.is_empty():
         return f"No latent space collapsed ({count(judged.height, 'run')} judged)"
+    if bad.height > MAX_NAMED:
+        return f"The latent space collapses at {bad.height} of {counted.height} settings"
     parts = [
         f"{label(row['point'], row['lam'])} ({row['bad']} of {count(row['runs'], 'seed')})"
         for row in bad.iter_rows(named=True)

@@ -15,8 +15,9 @@ from pipeline.tables import read_table
 
 HIDDEN = {"published", "paper", "smoke"}
 SWEEPS = sorted({path.stem for path in package_folder().glob("*.toml")} - HIDDEN)
-ALIKE = {"dropout", "embedding_dim", "knots", "lambda", "lambda_optuna", "predictor_size"} | {
-    *("probing", "projections", "surprise"),
+ALIKE = {
+    *("dropout", "embedding_dim", "encoder", "knots", "lambda", "lambda_bisect", "lambda_optuna"),
+    *("predictor_size", "probing", "projections", "straightening", "surprise"),
 }
 """Sweeps whose machinery others run too: half a minute each, by hand (`pytest -m slow`)."""
 PROFILES = sorted(path.stem for path in (package_folder() / "profiles").glob("*.toml"))

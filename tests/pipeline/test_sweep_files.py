@@ -38,7 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else pytest.mark.ci) for n in SWEEPS],
@@ -58,7 +58,7 @@ def test_a_sweep_ends_in_its_report_at_profile_tiny(name: str, runs: Path) -> No
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 def test_the_programme_ends_in_the_page_of_claims(runs: Path) -> None:
     """What the sweeps above have trained is not trained again."""
     words = ["paper", "--sweeps", "seeds", "--profile", "tiny", "--storage", str(runs)]

@@ -3,11 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import polars as pl
 from markupsafe import Markup
 
@@ -33,9 +31,9 @@ from reports.paper import (
     conclusion_cells,
     interval_words,
 )
+from reports.templating import TEMPLATES, template
 from reports.theme import css
 
-TEMPLATES = Path(__file__).parent / "templates"
 PLACE = ("layer", "target", "probe", "event", "protocol", "planner", "eval_point")
 Cells = tuple[str, ...]
 SUCCESS_HEADS = ("difference", "95 % interval", "p", "p, equivalence", "seeds", "pairs", "paired")
@@ -129,14 +127,6 @@ def _value(value: Any) -> str:
 
 def render(told: Told) -> str:
     """The comparison as one HTML page without scripts; the same input gives the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
     chapters = []
     for setting in settings(told):
         rows = success_rows(told, setting)
@@ -145,7 +135,7 @@ def render(told: Told) -> str:
         chapter: Row = {"name": setting_name(setting), "rows": rows, "figures": figures}
         chapter["csv"] = _csv((heads, *rows))
         chapters.append({**chapter, "conclusions": conclusions(told, setting)})
-    return environment.get_template("comparison.html.j2").render(
+    return template("comparison.html.j2").render(
         names=told.names,
         verdicts=told.said("verdict"),
         pairing=told.said("pairing"),

@@ -4,10 +4,8 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 import vl_convert
 from markupsafe import Markup
@@ -35,10 +33,10 @@ from reports.success import (
     success_figure,
     success_table,
 )
+from reports.templating import TEMPLATES, template
 from reports.theme import chart_config, css, page_config
 
 VEGA_LITE = "6.4"
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_OPEN_TRIALS = 60
 Row = dict[str, Any]
 
@@ -61,16 +59,7 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
     figures = [section["figure"] for section in [*methods, *timed]]
     figures += [figure for chapter in chapters for figure in chapter["figures"]]
     charts = {"config": page_config(lams), "figures": {f.name: f.page() for f in figures}}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"cell": text.cell, "bound": text.bound}
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=_title(meta, worlds),
         question=meta.get("question") or "Is it stable, at which λ, and how do we know?",
         chapters=chapters,

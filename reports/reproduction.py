@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 from markupsafe import Markup
 
 from reports import text
 from reports.paper import Paper, PaperTable
+from reports.templating import TEMPLATES, template
 from reports.theme import css
 
-TEMPLATES = Path(__file__).parent / "templates"
 HEADS = (
     "what",
     "published",
@@ -143,17 +141,7 @@ def _span(row: Row) -> str:
 
 def render(told: Told) -> str:
     """The page as one HTML file without scripts; the same tables give the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    environment.filters["bound"] = text.bound
-    environment.filters["cell"] = text.cell
-    return environment.get_template("reproduction.html.j2").render(
+    return template("reproduction.html.j2").render(
         told=told,
         verdict=told.said("verdict"),
         scope=told.said("certainty"),

@@ -20,8 +20,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from lewm.config import RECIPE_VERSION, Config
+from lewm.config import Config
 from lewm.data.clips import Normaliser
+from lewm.identity import RECIPE_VERSION
 from lewm.methods import Method, make_method
 
 CHECKPOINT = "checkpoint.pt"

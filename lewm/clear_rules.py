@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lewm.config import nearest
+from lewm.overrides import nearest
 from lewm.protocol import Protocol, protocol_from_dict
 from lewm.windows import State
 

@@ -9,16 +9,9 @@ trial's identity. `run` (device, intervals) decides where and how it runs, never
 hashed into a cell's identity.
 """
 
-import difflib
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-RECIPE_VERSION = 1
-"""Raised by any change that alters the bits of a trained model; part of every trial's identity."""
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
@@ -391,16 +384,6 @@ class Config(Frozen):
         return self.loss.lam if "loss" in OBJECTIVES.get(self.method, ()) else None
 
 
-TRAINING_FIELDS = ("method", "seed", "model", "loss", "decoder", "pldm", "dino", "data", "optim")
-EVALUATION_FIELDS = (
-    "latents",
-    "planning",
-    "probing",
-    "surprise",
-    "examples",
-    "timing",
-    "reconstruction",
-)
 OBJECTIVES = {"lewm": ("loss", "decoder"), "pldm": ("pldm",), "dino_wm": ("dino",)}
 """Sections that only some methods read: to the others' trials they are no identity."""
 
@@ -430,117 +413,3 @@ def check_dino(config: Config) -> None:
                 f"dino.proprio: environment {config.data.env!r} has no proprioception; "
                 "set it to false, or choose an environment whose data have columns proprio*"
             )
-
-
-def training_fields(method: str) -> tuple[str, ...]:
-    """The top-level fields that decide a method's trained weights."""
-    special = {section for sections in OBJECTIVES.values() for section in sections}
-    own = OBJECTIVES.get(method, ())
-    return tuple(name for name in TRAINING_FIELDS if name in own or name not in special)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest known spelling, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def known_keys() -> list[str]:
-    """Every settable key as `section.field`, plus `method` and `seed`."""
-    keys = []
-    for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Frozen):
-            keys += [f"{name}.{leaf}" for leaf in section.model_fields]
-        else:
-            keys.append(name)
-    return keys
-
-
-EXCLUSIVE = {
-    "optim.num_steps": "optim.num_epochs",
-    "optim.num_epochs": "optim.num_steps",
-}
-"""Setting one of a pair unsets the other."""
-
-
-def lay(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers of overrides as one, the later winning, and unsetting what excludes it."""
-    laid: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            laid[key] = value
-            rival = EXCLUSIVE.get(key)
-            if rival is not None and value != "none" and rival not in layer:
-                laid[rival] = "none"
-    return laid
-
-
-def make_config(overrides: Mapping[str, Any]) -> Config:
-    """The defaults with `{"section.field": value}` laid over them.
-
-    Raises:
-        ValueError: an unknown key (names the nearest), a wrong type or a value out of range.
-    """
-    tree: dict[str, Any] = {}
-    keys = known_keys()
-    for key, value in lay(overrides).items():
-        if key not in keys:
-            raise ValueError(f"unknown key {key!r}{nearest(key, keys)}")
-        section, _, leaf = key.rpartition(".")
-        value = None if value == "none" else tuple(value) if isinstance(value, list) else value
-        (tree.setdefault(section, {}) if section else tree)[leaf] = value
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{key}: {message}{got}" if key else message
-
-
-def non_default(config: Config, fields: Iterable[str]) -> dict[str, Any]:
-    """The chosen top-level fields as JSON data, without what equals its default."""
-    return config.model_dump(mode="json", include=set(fields), exclude_defaults=True)
-
-
-def digest(data: Any, length: int = 12) -> str:
-    """Short stable SHA-256 of JSON data."""
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def trial_id(config: Config, fingerprint: str | None = None) -> str:
-    """Identity of a trained model: hash of its non-default training fields and the recipe version.
-
-    Args:
-        fingerprint: of the named file `data.dataset`; it stands in for the path, which is no identity.
-    """
-    fields = non_default(config, training_fields(config.method))
-    if config.loss.reconstruction == 0:  # no decoder is trained
-        fields.pop("decoder", None)
-    if config.data.dataset is not None:
-        fields["data"] = {**fields["data"], "dataset": fingerprint}
-    return digest({"recipe": RECIPE_VERSION, "config": fields})
-
-
-def dataset_id(config: Config) -> str:
-    """Name of the collected dataset: `<env>-<policy>-<hash of its spec>`."""
-    data = config.data
-    spec = {
-        "recipe": RECIPE_VERSION,
-        "env": data.env,
-        "policy": data.policy,
-        "num_episodes": data.num_episodes,
-        "max_steps": data.max_steps,
-        "collect_seed": data.collect_seed,
-        "image_size": config.model.image_size,
-    }
-    if data.render_quality != "exact":
-        spec["render_quality"] = data.render_quality
-    return f"{data.env}-{data.policy}-{digest(spec)}"

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lewm.config import DataConfig, digest
+from lewm.config import DataConfig
 from lewm.data.episodes import EpisodeFile
 from lewm.envs import Env
+from lewm.identity import digest
 from lewm.protocol import Protocol, protocol_from_dict
 from lewm.windows import (
     BARREN_EPISODES,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lewm.config import nearest
 from lewm.envs import Env, env_class, make_env
+from lewm.overrides import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "episodes": ("train", "held_out"),

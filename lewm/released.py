@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from lewm.checkpoint import CHECKPOINT, atomic_file, load_method, load_strictly, read_tensors
-from lewm.config import Config, digest, non_default
+from lewm.config import Config
 from lewm.data.clips import Normaliser
+from lewm.identity import digest, non_default
 from lewm.methods import Method, make_method
 from lewm.released_config import ACTION_BLOCK, make_release, read_config
 

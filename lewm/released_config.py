@@ -12,7 +12,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lewm.checkpoint import first_error
-from lewm.config import Config, ModelConfig, make_config
+from lewm.config import Config, ModelConfig
+from lewm.overrides import make_config
 
 ACTION_BLOCK = 5
 """Environment steps per action block of every release; the file holds only the block's width."""

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from lewm.checkpoint import load_checkpoint, load_strictly, save_checkpoint
-from lewm.config import RECIPE_VERSION, Config, training_fields
+from lewm.config import Config
 from lewm.curve import Curve
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile
+from lewm.identity import RECIPE_VERSION, training_fields
 from lewm.methods import Method, make_method
 
 DIRECTIONS_STREAM = 1

@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lewm.config import Config, digest
+from lewm.config import Config
 from lewm.data.clips import prepare_frames
 from lewm.data.episodes import PIXELS, EpisodeFile, content_hash
 from lewm.dinov2 import DINOv2
+from lewm.identity import digest
 
 VARIABLE, DEFAULT = "LEWM_DINOV2_CACHE", "~/.cache/lewm/dinov2"
 FORMAT = 1

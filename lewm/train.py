@@ -24,11 +24,12 @@ import numpy.typing as npt
 import torch
 
 from lewm.checkpoint import atomic_file
-from lewm.config import Config, OptimConfig, make_config
+from lewm.config import Config, OptimConfig
 from lewm.curve import RunFiles
 from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.episodes import EpisodeFile
 from lewm.methods import Batch, Method
+from lewm.overrides import make_config
 from lewm.run import Run, make_run, resume, save
 
 Report = Callable[[int, dict[str, float]], None]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from lewm.config import Config, dataset_id, digest
+from lewm.config import Config
+from lewm.identity import dataset_id, digest
 from pipeline.datasets.cache import local_copy
 from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage

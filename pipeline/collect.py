@@ -28,8 +28,10 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from lewm.config import Config, DataConfig, dataset_id, make_config
+from lewm.config import Config, DataConfig
 from lewm.envs import ENVS, env_class
+from lewm.identity import dataset_id
+from lewm.overrides import make_config
 from pipeline.datasets import collect, read_sheet
 from pipeline.datasets.repack import repack_file
 from pipeline.shipped import layers, load_profile

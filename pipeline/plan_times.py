@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from lewm.config import digest
+from lewm.identity import digest
 from pipeline.progress import duration
 from pipeline.spec import Spec
 from pipeline.storage import Storage

@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from lewm.config import digest, nearest
+from lewm.identity import digest
+from lewm.overrides import nearest
 from pipeline.claims import load_claims
 from pipeline.progress import duration
 from pipeline.report import write_reproduction
+from pipeline.resolve import resolve
 from pipeline.search.settings import Bisect, Optuna
 from pipeline.shipped import load_programme
-from pipeline.spec import Request, Spec, World, resolve
+from pipeline.spec import Request, Spec, World
 from pipeline.storage import Storage, read_marker
 from pipeline.sweep import num_steps
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lewm.config import Config, digest, lay, make_config
+from lewm.config import Config
+from lewm.identity import digest
+from lewm.overrides import lay, make_config
 from pipeline.cell_runner import RELEASED, RELEASED_FILES
 from pipeline.cells import wanted_manifests
 from pipeline.datasets.cache import absolute, local_copy

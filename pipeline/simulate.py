@@ -23,7 +23,7 @@ from typing import Any
 
 import polars as pl
 
-from lewm.config import nearest
+from lewm.overrides import nearest
 from pipeline.progress import duration
 from pipeline.results import final_metrics
 from pipeline.search import replay

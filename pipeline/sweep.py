@@ -21,8 +21,9 @@ from pipeline.datasets.cache import absolute, local_copy
 from pipeline.options import Options
 from pipeline.progress import duration
 from pipeline.redact import redact
+from pipeline.resolve import resolve
 from pipeline.search.settings import Bisect, Optuna
-from pipeline.spec import Request, Spec, World, resolve
+from pipeline.spec import Request, Spec, World
 from pipeline.storage import Storage, read_marker
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import polars as pl
 from synthetic_sweep import META, make_tables
 
-from lewm.config import make_config
+from lewm.overrides import make_config
 from pipeline.delivery import Delivery
+from pipeline.resolve import resolve
 from pipeline.results import trial_curve
-from pipeline.spec import Request, Spec, resolve
+from pipeline.spec import Request, Spec
 from pipeline.stages import stability
 from pipeline.storage import Storage
 from pipeline.tables import write_table

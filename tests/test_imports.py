@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("lewm", "pipeline", "reports")
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "polars")
 
+CONFIG = ("lewm.config", "lewm.identity", "lewm.overrides")
 LEAVES = ("stats", "tables", "tracking", "storage", "redact", "cluster", "progress")
 
 
@@ -20,19 +21,18 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         return {"reports"}, {"torch", "ray", "mlflow"}
     name = module.removeprefix("pipeline").removeprefix(".")
     top = name.split(".")[0]
-    if top in ("spec", "shipped", "arguments", "axes"):
-        rooms = {
-            f"pipeline.{room}" for room in ("storage", "shipped", "arguments", "axes", "search")
-        }
-        return {"lewm.config"} | rooms, {"torch", "ray", "mlflow"}
+    if top in ("spec", "resolve", "shipped", "arguments", "axes"):
+        rooms = ("spec", "storage", "shipped", "arguments", "axes", "search")
+        rooms = {f"pipeline.{room}" for room in rooms}
+        return {*CONFIG} | rooms, {"torch", "ray", "mlflow"}
     if top == "search":
-        rooms = {"search", "spec", "shipped", "storage", "tables", "stats", "progress"}
+        rooms = {"search", "spec", "resolve", "shipped", "storage", "tables", "stats", "progress"}
         rooms = {f"pipeline.{room}" for room in rooms}
         banned = {"torch", "mlflow"} | ({"ray"} if name != "search.optuna_search" else set())
-        return {"lewm.config"} | rooms, banned
+        return {*CONFIG} | rooms, banned
     if top == "simulate":
         rooms = {"search", "spec", "storage", "tables", "progress", "survey", "results"}
-        return {"lewm.config"} | {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
+        return {*CONFIG} | {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
         banned -= {"cluster": {"ray"}, "tracking": {"mlflow"}}.get(top, set())

@@ -9,8 +9,8 @@ from typing import Any
 
 import gymnasium
 
-from lewm.config import nearest
 from lewm.envs.base import Behaviour, Env
+from lewm.overrides import nearest
 
 __all__ = ["ENVS", "GYM_IDS", "Behaviour", "Env", "env_class", "make_env"]
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from lewm.config import Config, nearest
+from lewm.config import Config
+from lewm.overrides import nearest
 
 if TYPE_CHECKING:
     from lewm.data.clips import ClipData

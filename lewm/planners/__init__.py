@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lewm.config import PlanningConfig, nearest
+from lewm.config import PlanningConfig
 from lewm.methods import Cost
+from lewm.overrides import nearest
 
 
 class Planner(Protocol):

@@ -5,15 +5,16 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.claims import evidence as measured
+from pipeline.claims import found as measured
 from pipeline.claims import rules
-from pipeline.claims.evidence import Evidence, Found, Missing
+from pipeline.claims.evidence import Evidence, Missing
+from pipeline.claims.found import Found
 from pipeline.claims.read import PUBLISHED_ENV, Question
 from pipeline.claims.rules import NOT_RUN, NOT_TESTED, VERDICTS
 from pipeline.stats.intervals import Interval
 from pipeline.tables import PER_SWEEP_KEYS, SCHEMAS, make_frame
 
-PROFILES = ("paper", "small", "quick", "short", "tiny")
+PROFILES = ("paper", "small", "hour", "quick", "short", "tiny")
 """Larger first; one that is not named comes last."""
 
 Row = dict[str, Any]

@@ -13,10 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lewm.config import RECIPE_VERSION, Config, dataset_id
+from lewm.config import Config
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import PIXELS, EpisodeFile, content_hash, write_episodes
 from lewm.envs import env_class, make_env
+from lewm.identity import RECIPE_VERSION, dataset_id
 from pipeline.datasets.repack import file_state
 from pipeline.storage import Storage
 from pipeline.storage.lease import Heartbeat, Lease

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from pipeline import search
 from pipeline.progress import Progress
+from pipeline.resolve import extend
 from pipeline.search import record as search_record
 from pipeline.search.checks import MEASURED_SELDOM
 from pipeline.search.record import Row
 from pipeline.search.settings import Bisect, EarlyStopping, Optuna, Suggestion
-from pipeline.spec import Spec, Trial, extend
+from pipeline.spec import Spec, Trial
 from pipeline.storage import Storage, parse_rows, read_marker
 
 Values = dict[str, float | None]

@@ -21,10 +21,11 @@ import hdf5plugin
 import numpy as np
 import torch
 
-from lewm.config import DataConfig, make_config
+from lewm.config import DataConfig
 from lewm.data.clips import ClipData
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.overrides import make_config
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "datasets"
 WORLDS = {"push_t": "published_pusht.h5", "cube": "library_cube.h5"}

@@ -17,7 +17,8 @@ from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.envs import make_env
 from lewm.methods import Batch, make_method
-from pipeline.spec import Request, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request
 
 
 def best(repetitions, call):

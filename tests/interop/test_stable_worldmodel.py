@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.config import Config, make_config
+from lewm.config import Config
 from lewm.data.clips import ClipData, Normaliser, prepare_frames
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.methods import Method, make_method
+from lewm.overrides import make_config
 from lewm.released import Naming, export_released, load_released
 from lewm.released_config import make_release
 

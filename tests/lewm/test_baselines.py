@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.config import make_config, trial_id
+from lewm.identity import trial_id
 from lewm.methods import Batch, make_method
 from lewm.methods.baselines import RIDGE, OneStep
+from lewm.overrides import make_config
 
 TINY = {
     "model.image_size": 32,

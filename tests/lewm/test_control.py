@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.config import Config, PlanningConfig, make_config
+from lewm.config import Config, PlanningConfig
 from lewm.control import Agent, run_planner, run_recorded
 from lewm.data.clips import Normaliser
 from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import Manifest, make_manifest
 from lewm.methods import Method, make_method
+from lewm.overrides import make_config
 from lewm.planners import make_planner
 from lewm.protocol import protocol_from_dict
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lewm.config import Config, DecoderConfig, make_config, trial_id
+from lewm.config import Config, DecoderConfig
 from lewm.decoder import Decoder, _Block, patch_of
+from lewm.identity import trial_id
 from lewm.methods import Batch, make_method
+from lewm.overrides import make_config
 from lewm.released import export_released, load_released
 
 torch.set_num_threads(1)

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lewm.block_causal import BlockCausal
 from lewm.checkpoint import load_method, read_checkpoint
-from lewm.config import make_config, training_fields, trial_id
 from lewm.control import felt
 from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.dinov2 import URL, DINOv2, load_dinov2, random_dinov2, weights_sha256
 from lewm.envs import ENVS, make_env
+from lewm.identity import training_fields, trial_id
 from lewm.methods import Batch, make_method, method_class
-from lewm.methods.dino_wm import BlockCausal
+from lewm.overrides import make_config
 from lewm.token_cache import keep_tokens
 from lewm.train import main, train
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from lewm.config import Config, make_config
+from lewm.config import Config
 from lewm.methods import METHODS, Batch, make_method
 from lewm.methods.lewm import LeWM
+from lewm.overrides import make_config
 
 torch.set_num_threads(1)
 Module = TypeVar("Module", bound=nn.Module)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from lewm.config import PlanningConfig, make_config
+from lewm.config import PlanningConfig
 from lewm.methods import make_method
+from lewm.overrides import make_config
 from lewm.planners import PLANNERS, make_planner
 from lewm.planners.gradient import Gradient
 from lewm.planners.icem import ICEM, noise_filter

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.config import make_config
 from lewm.methods import Batch, make_method
 from lewm.methods.pldm import covariance, time_covariance, time_similarity, variance
+from lewm.overrides import make_config
 
 torch.set_num_threads(1)
 SMALL = {

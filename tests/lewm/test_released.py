@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from lewm.checkpoint import load_method
-from lewm.config import Config, make_config
+from lewm.config import Config
 from lewm.data.clips import Normaliser
 from lewm.data.episodes import write_episodes
 from lewm.methods import Method, make_method
 from lewm.methods.lewm import LeWM
+from lewm.overrides import make_config
 from lewm.released import (
     export_released,
     load_normaliser,

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from lewm.config import make_config, trial_id
+from lewm.identity import trial_id
 from lewm.methods import make_method
+from lewm.overrides import make_config
 from lewm.resnet import ResNet18
 
 SMALL = {

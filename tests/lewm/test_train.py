@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from lewm.checkpoint import load_method, read_checkpoint
-from lewm.config import Config, OptimConfig, make_config
+from lewm.config import Config, OptimConfig
 from lewm.curve import COLUMNS
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.methods.pldm import TERMS
+from lewm.overrides import make_config
 from lewm.train import evaluate, learning_rate, main, train
 
 torch.set_num_threads(1)

@@ -7,7 +7,8 @@ import pytest
 from pipeline.axes import check_settings, make_axes
 from pipeline.record import merge
 from pipeline.record import write as write_record
-from pipeline.spec import NOT_SWEPT, Request, resolve
+from pipeline.resolve import NOT_SWEPT, resolve
+from pipeline.spec import Request
 from pipeline.storage import Storage
 
 SIZES = {"size": {"tiny": {"model.predictor_depth": 1}, "base": {"model.predictor_mlp": 512}}}

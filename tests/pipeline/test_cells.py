@@ -2,9 +2,10 @@
 
 import pytest
 
-from lewm.config import make_config
+from lewm.overrides import make_config
 from pipeline.cells import ADDED_LATER, ManifestRef, dataset_name, floor_cells, section_of
-from pipeline.spec import Request, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request
 
 
 def test_a_setting_younger_than_stored_cells_counts_once_it_is_used() -> None:

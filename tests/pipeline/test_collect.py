@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lewm.config import dataset_id, make_config
 from lewm.data.episodes import EpisodeFile, content_hash
 from lewm.envs import ENVS
+from lewm.identity import dataset_id
+from lewm.overrides import make_config
 from pipeline import datasets as module
 from pipeline.collect import default_policy, main, parse
 from pipeline.datasets import collect, make_part, policy_shares

@@ -10,7 +10,8 @@ import pytest
 from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import fingerprint, write_episodes
-from pipeline.spec import Request, check_base, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request, check_base
 from pipeline.sweep import main
 
 PUBLISHED = Path(__file__).parent.parent / "goldens" / "datasets" / "published_tworoom.h5"

@@ -11,7 +11,8 @@ from pipeline import tuner
 from pipeline.cluster import _check_memory
 from pipeline.options import Options
 from pipeline.progress import Progress
-from pipeline.spec import Request, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request
 from pipeline.storage import Storage, read_marker
 from pipeline.storage.lease import Lease
 from pipeline.training import Training

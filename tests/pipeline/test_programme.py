@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lewm.config import nearest
+from lewm.overrides import nearest
 from pipeline import programme, sweep
 from pipeline.programme import Cost, choose, costs, wall_hours
+from pipeline.resolve import resolve
 from pipeline.shipped import load_programme, package_folder
-from pipeline.spec import Request, resolve
+from pipeline.spec import Request
 from pipeline.storage import Storage
 from pipeline.sweep import num_steps
 from pipeline.tables import read_table

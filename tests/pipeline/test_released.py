@@ -6,7 +6,7 @@ import shutil
 import polars as pl
 import pytest
 
-from lewm.config import make_config
+from lewm.overrides import make_config
 from lewm.released import export_checkpoint
 from lewm.train import train
 from pipeline import evaluate

@@ -7,9 +7,10 @@ import math
 import pytest
 
 from pipeline.progress import Progress
+from pipeline.resolve import resolve
 from pipeline.search import record as search_record
 from pipeline.search.rounds import Rounds
-from pipeline.spec import Request, resolve
+from pipeline.spec import Request
 from pipeline.storage import Storage, read_marker
 
 HEAD = 'name = "t"\nenv = "two_room"\nstages = ["latents"]\n'

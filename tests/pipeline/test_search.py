@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from pipeline import record
+from pipeline.resolve import extend, resolve
 from pipeline.results import final_metrics
 from pipeline.search import best, golden_section, next_round, rung_value, survivors, tried, verdict
 from pipeline.search import record as search_record
 from pipeline.search.checks import objective_stage
 from pipeline.search.settings import Bisect, Outcome, Search, load_search, parse_search
-from pipeline.spec import Request, check_base, extend, resolve
+from pipeline.spec import Request, check_base
 from pipeline.storage import Storage
 from pipeline.tables import SCHEMAS, make_frame, read_table, write_table
 

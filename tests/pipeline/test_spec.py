@@ -5,11 +5,13 @@ import sys
 
 import pytest
 
-from lewm.config import make_config, trial_id
+from lewm.identity import trial_id
 from lewm.methods import METHODS
+from lewm.overrides import make_config
 from lewm.planners import PLANNERS
 from pipeline import spec
-from pipeline.spec import Request, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request
 from pipeline.stages import STAGES
 
 

@@ -7,12 +7,13 @@ import polars as pl
 import pytest
 import torch
 
-from lewm.config import LatentsConfig, ProbingConfig, make_config
+from lewm.config import LatentsConfig, ProbingConfig
 from lewm.data.clips import Normaliser, split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.manifest import make_manifest
 from lewm.methods import Method, make_method
+from lewm.overrides import make_config
 from lewm.protocol import protocol_from_dict
 from pipeline.stages import STAGES, load_stage
 from pipeline.stages.latents import is_collapsed, measure

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lewm.config import make_config
+from lewm.overrides import make_config
 from pipeline import status
 from pipeline.storage import Storage
 from pipeline.storage.lease import Lease

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.claims import VERDICTS
+from pipeline.resolve import resolve
 from pipeline.shipped import load_toml, package_folder
-from pipeline.spec import Request, Trial, resolve
+from pipeline.spec import Request, Trial
 from pipeline.tables import read_table
 
 HIDDEN = {"published", "paper", "smoke"}

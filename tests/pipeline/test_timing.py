@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 import torch
 
-from lewm.config import Config, make_config
+from lewm.config import Config
+from lewm.overrides import make_config
 from pipeline import driver, plan_times
 from pipeline.options import Options
-from pipeline.spec import Request, resolve
+from pipeline.resolve import resolve
+from pipeline.spec import Request
 from pipeline.stages import stability, timing
 from pipeline.stages.stability.ratios import time_ratios
 from pipeline.storage import Storage

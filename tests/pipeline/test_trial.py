@@ -5,9 +5,11 @@ import json
 import pytest
 
 import lewm.train
-from lewm.config import DataConfig, make_config, trial_id
+from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import write_episodes
+from lewm.identity import trial_id
+from lewm.overrides import make_config
 from pipeline.storage import Storage, parse_rows, read_marker
 from pipeline.trial import OwnershipLost, TrialTask, run_trial
 

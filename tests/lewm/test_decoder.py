@@ -13,22 +13,11 @@ from lewm.identity import trial_id
 from lewm.methods import Batch, make_method
 from lewm.overrides import make_config
 from lewm.released import export_released, load_released
+from tests.small_model import SMALL_MODEL
 
 torch.set_num_threads(1)
 SMALL = {
-    "model.image_size": 16,
-    "model.patch_size": 8,
-    "model.width": 24,
-    "model.depth": 1,
-    "model.heads": 2,
-    "model.mlp": 32,
-    "model.latent_dim": 6,
-    "model.projector_hidden": 32,
-    "model.predictor_depth": 1,
-    "model.predictor_heads": 2,
-    "model.predictor_head_dim": 8,
-    "model.predictor_mlp": 32,
-    "model.dropout": 0.0,
+    **SMALL_MODEL,
     "decoder.width": 16,
     "decoder.depth": 1,
 }

@@ -5,9 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
 
-from pipeline.stats.intervals import Array, Interval, TwoWayError, clipped, tail_beyond
+from pipeline.stats.intervals import (
+    Array,
+    Interval,
+    TwoWayError,
+    clipped,
+    t_above,
+    t_quantile,
+    tail_beyond,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,15 @@ def paired_t(
     error = float(np.std(sample, ddof=1)) / math.sqrt(n) if n >= 2 else 0.0
     if error == 0:
         return Comparison(diff, None, None, None, n)
-    t = distributions.t(n - 1)
-    half = float(t.ppf(0.5 + confidence / 2)) * error
-    equivalence = None if margin is None else float(t.sf((margin - abs(diff)) / error))
-    p_value = 2 * float(t.sf(abs(diff) / error))
+    return _by_t(diff, error, n - 1, n, margin, confidence)
+
+
+def _by_t(
+    diff: float, error: float, freedom: float, n: int, margin: float | None, confidence: float
+) -> Comparison:
+    half = t_quantile(0.5 + confidence / 2, freedom) * error
+    equivalence = None if margin is None else t_above((margin - abs(diff)) / error, freedom)
+    p_value = 2 * t_above(abs(diff) / error, freedom)
     return Comparison(diff, Interval(diff - half, diff + half), p_value, equivalence, n)
 
 
@@ -103,11 +115,7 @@ def unpaired(
     freedom = sum(parts) ** 2 / sum(
         part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True)
     )
-    t, error = distributions.t(freedom), math.sqrt(sum(parts))
-    half = float(t.ppf(0.5 + confidence / 2)) * error
-    equivalence = None if margin is None else float(t.sf((margin - abs(diff)) / error))
-    p_value = 2 * float(t.sf(abs(diff) / error))
-    return Comparison(diff, Interval(diff - half, diff + half), p_value, equivalence, n)
+    return _by_t(diff, math.sqrt(sum(parts)), freedom, n, margin, confidence)
 
 
 def unpaired_two_way(
@@ -145,7 +153,7 @@ def unpaired_two_way(
         return Comparison(diff, None, None, None, n)
 
     def half_width(tail: float) -> float:
-        squares = (part * float(distributions.t.isf(tail, freedom)) ** 2 for part, freedom in parts)
+        squares = (part * t_quantile(tail, freedom) ** 2 for part, freedom in parts)
         return math.sqrt(sum(squares))
 
     half = half_width((1 - confidence) / 2)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats as distributions
-from scipy.optimize import brentq
-from scipy.special import expit, logit
+from scipy.special import betainccinv, betaincinv, expit, logit, ndtri, stdtr, stdtrit
 
 Array = npt.NDArray[np.float64]
 
@@ -19,6 +17,16 @@ class Interval:
 
     low: float
     high: float
+
+
+def t_quantile(share: float, freedom: float) -> float:
+    """Where Student's t leaves `share` below it; as `scipy.stats.t.ppf`, whose import takes a second."""
+    return float(stdtrit(freedom, share))
+
+
+def t_above(t: float, freedom: float) -> float:
+    """The share of Student's t above `t`."""
+    return float(stdtr(freedom, -t))
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
@@ -38,7 +46,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
         raise ValueError(f"successes must be in 0..{n}, got {successes}")
     if n == 0:
         return None
-    z = float(distributions.norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     rate, scale = successes / n, 1 + z**2 / n
     centre = (rate + z**2 / (2 * n)) / scale
     half = z / scale * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
@@ -57,9 +65,9 @@ def exact(successes: int, n: int, confidence: float = 0.95) -> Interval | None:
     """
     if n == 0:
         return None
-    tail, beta = (1 - confidence) / 2, distributions.beta
-    low = float(beta.ppf(tail, successes, n - successes + 1)) if successes else 0.0
-    high = float(beta.isf(tail, successes + 1, n - successes)) if successes < n else 1.0
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betainccinv(successes + 1, n - successes, tail)) if successes < n else 1.0
     return Interval(low, high)
 
 
@@ -84,7 +92,7 @@ def t_interval(
     if len(sample) < 2 or np.ptp(sample) == 0:
         return None
     error = float(np.std(sample, ddof=1)) / math.sqrt(len(sample))
-    half = float(distributions.t.ppf(0.5 + confidence / 2, len(sample) - 1)) * error
+    half = t_quantile(0.5 + confidence / 2, len(sample) - 1) * error
     return clipped(float(sample.mean()) - half, float(sample.mean()) + half, bounds)
 
 
@@ -123,8 +131,8 @@ class TwoWayError:
 
     def half_width(self, upper_tail: float) -> float:
         """Of the interval that leaves `upper_tail` above it."""
-        t_seeds = float(distributions.t.isf(upper_tail, self.num_seeds - 1))
-        t_pairs = float(distributions.t.isf(upper_tail, self.num_pairs - 1))
+        t_seeds = t_quantile(upper_tail, self.num_seeds - 1)
+        t_pairs = t_quantile(upper_tail, self.num_pairs - 1)
         return math.sqrt(t_seeds**2 * self.of_seeds + t_pairs**2 * self.of_pairs)
 
     def upper_tail(self, distance: float) -> float:
@@ -143,6 +151,8 @@ def tail_beyond(distance: float, half_width: Callable[[float], float]) -> float:
     low, high = math.log(1e-12), math.log(0.5)
     if half_width(math.exp(low)) <= distance:
         return math.exp(low)
+    from scipy.optimize import brentq  # a quarter of a second to import
+
     root = brentq(lambda log: half_width(math.exp(log)) - distance, low, high, xtol=1e-10)
     return math.exp(float(root))
 

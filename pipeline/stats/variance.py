@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as distributions
 
-from pipeline.stats.intervals import Array
+from pipeline.stats.intervals import Array, t_quantile
 
 MOST = 500
 """Seeds or pairs beyond which nobody is sent."""
@@ -81,9 +80,7 @@ def half_width(
     )
     of_seeds = parts.seed / num_seeds + noise
     of_pairs = (parts.eval_seed or 0.0) / num_evals + parts.pair / every + noise
-    t_seeds, t_pairs = (
-        float(distributions.t.ppf(0.5 + confidence / 2, n - 1)) for n in (num_seeds, every)
-    )
+    t_seeds, t_pairs = (t_quantile(0.5 + confidence / 2, n - 1) for n in (num_seeds, every))
     return math.sqrt(t_seeds**2 * of_seeds + t_pairs**2 * of_pairs)
 
 

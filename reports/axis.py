@@ -95,9 +95,19 @@ def category_axis(names: Iterable[str], title: str) -> PointAxis:
     return PointAxis(slots, title, 1.0, None, ordered=False)
 
 
-def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
-    """The axis over (point, lam) pairs: λ where λ alone is swept, else one equal step per point."""
-    known = sorted(set(points), key=lambda pair: (pair[1] is None, pair[1] or 0.0, pair[0]))
+def make_axis(points: Iterable[tuple[str, float | None]], begun: Iterable[str] = ()) -> PointAxis:
+    """The axis over (point, lam) pairs: λ where λ alone is swept, else one equal step per point.
+
+    Args:
+        begun: points in the order in which the sweep names them; they stand so unless they are numbers.
+    """
+    order = {point: place for place, point in enumerate(dict.fromkeys(begun))}
+
+    def rank(pair: tuple[str, float | None]) -> tuple[Any, ...]:
+        point, lam = pair
+        return lam is None, lam or 0.0, _numbers(point), order.get(point, len(order)), point
+
+    known = sorted(set(points), key=rank)
     if len(known) == 1 and known[0][1] is not None and not known[0][0]:
         label = f"{known[0][1]:g}"
         only = Slot("", label, f"λ = {label}", 0.0)
@@ -120,6 +130,14 @@ def make_axis(points: Iterable[tuple[str, float | None]]) -> PointAxis:
     )
     title = "λ, weight of SIGReg (log scale" + ("; 0 apart)" if break_at is not None else ")")
     return PointAxis(slots, title, gap, break_at)
+
+
+def _numbers(point: str) -> tuple[float, ...]:
+    """The values of a point's settings, if all of them are numbers."""
+    try:
+        return tuple(float(part.partition("=")[2]) for part in point.split())
+    except ValueError:
+        return ()
 
 
 def _unordered(points: list[str]) -> PointAxis:

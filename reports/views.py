@@ -42,7 +42,7 @@ class World:
         )
 
     def rows(self, table: str, **where: Any) -> list[Row]:
-        """Rows of a table of this world with the given values, by λ, then point."""
+        """Rows of a table of this world with the given values, in the order of the axis."""
         groups, key = self._groups(table), _GROUPED_BY.get(table)
         if key in where:
             found = groups.get(where[key], [])
@@ -53,7 +53,9 @@ class World:
     def _groups(self, table: str) -> dict[Any, list[Row]]:
         """The table's rows, all (under None) and by the column it is mostly asked by; read once."""
         if table not in self._known:
-            rows = self.tables[table].sort("lam", "point", maintain_order=True).to_dicts()
+            place = {slot.point: i for i, slot in enumerate(self.axis.slots)}
+            rows = self.tables[table].sort("lam", maintain_order=True).to_dicts()
+            rows.sort(key=lambda row: place.get(row["point"], -1))
             groups: dict[Any, list[Row]] = {None: rows}
             if key := _GROUPED_BY.get(table):
                 for row in rows:
@@ -96,6 +98,7 @@ def worlds(tables: Tables, meta: Mapping[str, Any]) -> list[World]:
     names = ["method", "env", "profile"]
     frames = [tables[name].select(names) for name in ("trials", "stability")]
     keys = pl.concat(frames).filter(pl.col("method").is_not_null()).unique().sort(names)
+    begun = [str(trial["point"]) for trial in meta.get("trials", ())]
     found = []
     for key in keys.iter_rows(named=True):
         place = [pl.col(name) == key[name] for name in ("env", "profile")]
@@ -107,7 +110,7 @@ def worlds(tables: Tables, meta: Mapping[str, Any]) -> list[World]:
         points = points.unique().drop_nulls("point")
         pairs = [(str(point), lam) for point, lam in points.iter_rows()]
         own_meta = told.get((key["method"], key["env"]), {})
-        found.append(World(dict(key), chosen, make_axis(pairs), own_meta))
+        found.append(World(dict(key), chosen, make_axis(pairs, begun), own_meta))
     return sorted(found, key=lambda world: world.is_bare)
 
 

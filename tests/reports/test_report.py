@@ -263,6 +263,19 @@ def test_zero_has_its_own_slot_beside_the_log_axis() -> None:
     assert [slot.at for slot in other.slots] == [0.0, 1.0] and other.break_at is None
 
 
+def test_points_stand_as_the_sweep_names_them_and_numbers_by_size():
+    sizes = [(f"predictor={size}", 0.09) for size in ("base", "small", "tiny")]
+    begun = ["predictor=tiny", "predictor=small", "predictor=base"]
+    assert [slot.label for slot in make_axis(sizes, begun).slots] == ["tiny", "small", "base"]
+    assert [slot.label for slot in make_axis(sizes).slots] == ["base", "small", "tiny"]
+    dims = [(f"model.latent_dim={dim}", 0.09) for dim in (128, 16, 64)]
+    assert [slot.label for slot in make_axis(dims, ["model.latent_dim=64"]).slots] == [
+        "16",
+        "64",
+        "128",
+    ]
+
+
 def test_thinning_keeps_the_last_point_and_averages_nothing() -> None:
     frame = pl.DataFrame(
         {"trial_id": ["a"] * 1001 + ["b"] * 7, "step": [*range(1, 1002), *range(7)]}

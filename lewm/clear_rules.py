@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lewm.overrides import nearest
 from lewm.protocol import Protocol, protocol_from_dict
+from lewm.spelling import nearest
 from lewm.windows import State
 
 Table = Mapping[str, Any]

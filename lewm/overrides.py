@@ -1,18 +1,12 @@
-"""Settings laid over the defaults by their names, and the nearest spelling of a name that is none."""
+"""Settings laid over the defaults by their names."""
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from lewm.config import Config, Frozen
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the nearest known spelling, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+from lewm.spelling import nearest
 
 
 def known_keys() -> list[str]:

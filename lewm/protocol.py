@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lewm.envs import Env, env_class, make_env
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "episodes": ("train", "held_out"),

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lewm.overrides import known_keys, nearest
+from lewm.overrides import known_keys
+from lewm.spelling import nearest
 
 Overrides = dict[str, Any]
 Settings = dict[str, dict[str, Overrides]]

@@ -65,7 +65,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     import torch
 
     from lewm.data.episodes import EpisodeFile
-    from lewm.train import pick_device
+    from lewm.training import pick_device
     from pipeline.stages import load_stage
     from pipeline.stages.loaded import LoadedTrial
 

@@ -24,25 +24,23 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
+from pipeline.options import BAD_INPUT
+from pipeline.shipped import env_names, layers, load_profile
 
-from lewm.config import Config, DataConfig
-from lewm.envs import ENVS, env_class
-from lewm.identity import dataset_id
-from lewm.overrides import make_config
-from pipeline.datasets import collect, read_sheet
-from pipeline.datasets.repack import repack_file
-from pipeline.shipped import layers, load_profile
-from pipeline.storage import Storage
+if TYPE_CHECKING:
+    from rich.console import Console
 
-BAD_INPUT = 2
+    from lewm.config import Config
+
 Stop = Callable[[], bool]
 
 
 def default_policy(env: str) -> str:
     """What the quick profile collects an environment with."""
+    from lewm.config import DataConfig
+
     chosen: dict[str, Any] = {}
     for layer in layers(load_profile("quick"), env, "lewm"):
         chosen |= layer
@@ -65,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Exit codes: 0 complete, 2 bad input, 130/143 interrupted.",
     )
     add = parser.add_argument
-    add("env", nargs="?", help=f"environment: {', '.join(sorted(ENVS))}")
+    add("env", nargs="?", help=f"environment: {', '.join(env_names())}")
     add("--episodes", type=int, default=500, help="number of episodes (default: 500)")
     add("--policy", help="behaviour policy, or a mixture a+b (default: that of the quick profile)")
     add(
@@ -87,7 +85,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _config_of(args: argparse.Namespace) -> Config:
+def _config_of(args: argparse.Namespace) -> "Config":
+    from lewm.envs import env_class
+    from lewm.overrides import make_config
+
     env_class(args.env)
     if args.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {args.workers}")
@@ -106,13 +107,16 @@ def _config_of(args: argparse.Namespace) -> Config:
     )
 
 
-def _tell(out: Console, target: Path | str, spent: str, sheet: dict[str, Any]) -> None:
+def _tell(out: "Console", target: Path | str, spent: str, sheet: dict[str, Any]) -> None:
     out.print(f"dataset       {target}  ({spent})", markup=False)
     for key in ("num_episodes", "num_rows", "mean_length", "content_hash"):
         out.print(f"{key:13s} {sheet[key]}", markup=False)
 
 
-def _repack(args: argparse.Namespace, out: Console, err: Console, stop: Stop) -> int:
+def _repack(args: argparse.Namespace, out: "Console", err: "Console", stop: Stop) -> int:
+    from pipeline.datasets.repack import repack_file
+    from pipeline.storage import Storage
+
     source = Path(args.repack)
     name = f"datasets/{source.stem}-repacked.h5"
     target = Path(args.out).absolute() if args.out else Storage(args.storage).path(name)
@@ -127,9 +131,35 @@ def _repack(args: argparse.Namespace, out: Console, err: Console, stop: Stop) ->
     return 0
 
 
+def _collect(
+    args: argparse.Namespace, out: "Console", listen: Callable[[], None], stop: Stop
+) -> int:
+    from lewm.identity import dataset_id
+    from pipeline.datasets.collected import collect, read_sheet
+    from pipeline.storage import Storage
+
+    config = _config_of(args)
+    storage, key = Storage(args.storage), f"datasets/{dataset_id(config)}.h5"
+    if args.out:
+        target = Path(args.out).absolute()
+        storage, key = Storage(target.parent), target.name
+    if args.workers > 1 and not storage.exists(key):
+        from pipeline.cluster import connect
+
+        connect(args.address, args.workers)
+        listen()  # Ray put handlers of its own in their place
+    began = time.time()
+    made = collect(config, storage, key, args.workers, stop)
+    sheet = read_sheet(storage, key)
+    assert sheet is not None
+    spent = f"collected in {time.time() - began:.0f} s" if made else "there already"
+    _tell(out, storage.where(key), spent, sheet)
+    out.print(f"coverage      {json.dumps(sheet['coverage'])}", markup=False)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True)
     received: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -141,34 +171,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, note)
 
+    def stop() -> bool:
+        return bool(received)
+
     listen()
     try:
         args = parse(argv)
-        if args.repack is not None:
-            return _repack(args, out, err, lambda: bool(received))
-        config = _config_of(args)
-        storage, key = Storage(args.storage), f"datasets/{dataset_id(config)}.h5"
-        if args.out:
-            target = Path(args.out).absolute()
-            storage, key = Storage(target.parent), target.name
-        if args.workers > 1 and not storage.exists(key):
-            from pipeline.cluster import connect
+        from rich.console import Console
 
-            connect(args.address, args.workers)
-            listen()  # Ray put handlers of its own in their place
-        began = time.time()
-        made = collect(config, storage, key, args.workers, lambda: bool(received))
-        sheet = read_sheet(storage, key)
-        assert sheet is not None
-        spent = f"collected in {time.time() - began:.0f} s" if made else "there already"
-        _tell(out, storage.where(key), spent, sheet)
-        out.print(f"coverage      {json.dumps(sheet['coverage'])}", markup=False)
-        return 0
+        out = Console(soft_wrap=True, highlight=False)
+        if args.repack is not None:
+            return _repack(args, out, Console(stderr=True, soft_wrap=True), stop)
+        return _collect(args, out, listen, stop)
     except KeyboardInterrupt:
-        err.print("interrupted; finished parts are kept, the same command goes on", markup=False)
+        print("interrupted; finished parts are kept, the same command goes on", file=sys.stderr)
         return 128 + received[0]
     except (ValueError, OSError) as error:
-        err.print(f"error: {error}", markup=False, highlight=False)
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -25,11 +25,11 @@ from pipeline.cells import (
 )
 from pipeline.delivery import Delivery
 from pipeline.inputs import check_inputs
-from pipeline.options import Options
+from pipeline.options import ALREADY_RUNNING, COMPLETE, SOME_FAILED, Options
 from pipeline.plan_times import has_times, time_plans
 from pipeline.progress import Beacon, Progress, duration
 from pipeline.redact import redact
-from pipeline.report import PAGE, make_report
+from pipeline.reporting import make_report
 from pipeline.results import write_tables
 from pipeline.search.record import read_stopped
 from pipeline.spec import Spec
@@ -40,8 +40,7 @@ from pipeline.tables import BrokenTable, check_table
 from pipeline.tracking import tracking_uri
 from pipeline.training import Training
 from pipeline.trial import git_commit
-
-COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
+from reports.formats import PAGE
 
 
 def run(spec: Spec, storage: Storage, options: Options) -> int:
@@ -138,7 +137,7 @@ class _Invocation:
 
     def _prepare_data(self) -> None:
         """Collects or checks every dataset the trials name."""
-        from pipeline.datasets import check_dataset, ensure_dataset
+        from pipeline.datasets.collected import check_dataset, ensure_dataset
 
         if not self.spec.needs_data:
             return

@@ -1,6 +1,8 @@
-"""How a sweep runs, as opposed to what it computes."""
+"""How a sweep runs, as opposed to what it computes, and the exit codes of how it ended."""
 
 from dataclasses import dataclass
+
+COMPLETE, SOME_FAILED, BAD_INPUT, ALREADY_RUNNING = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from types import FrameType
 
 from lewm.identity import digest
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 from pipeline.claims import load_claims
+from pipeline.dry_run import num_steps
+from pipeline.options import COMPLETE, SOME_FAILED
 from pipeline.progress import duration
-from pipeline.report import write_reproduction
+from pipeline.reporting import write_reproduction
 from pipeline.resolve import resolve
 from pipeline.search.settings import Bisect, Optuna
 from pipeline.shipped import load_programme
 from pipeline.spec import Request, Spec, World
 from pipeline.storage import Storage, read_marker
-from pipeline.sweep import num_steps
 
-COMPLETE, SOME_FAILED = 0, 1
 NOT_WITH = ("env", "seeds", "grid", "set", "dataset", "only")
 """Options that would make the programme's sweeps other ones."""
 Run = Callable[[Sequence[str]], tuple[int, str]]

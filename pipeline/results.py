@@ -61,7 +61,7 @@ def write_tables(
     """Writes every table of the sweep from the storage; equal tables are left untouched.
 
     Args:
-        cells: per trial id (None: floors) its `pipeline.evaluate.Cell`s.
+        cells: per trial id (None: floors) its `pipeline.cells.Cell`s.
         status_of: the marker of a cell.
         run_ids: per trial id its MLflow run.
         values: per trial id the objective of an adaptive search.

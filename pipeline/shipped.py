@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 PROFILE_KEYS = {"about", "base", "set", "env", "method", "estimate"}
 

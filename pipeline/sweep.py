@@ -13,18 +13,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lewm.config import Config
-from pipeline import arguments, driver
-from pipeline.arguments import check_stages
-from pipeline.datasets.cache import absolute, local_copy
-from pipeline.options import Options
-from pipeline.progress import duration
+from pipeline.options import BAD_INPUT, COMPLETE, SOME_FAILED, Options
 from pipeline.redact import redact
-from pipeline.resolve import resolve
-from pipeline.search.settings import Bisect, Optuna
-from pipeline.spec import Request, Spec, World
-from pipeline.storage import Storage, read_marker
+
+if TYPE_CHECKING:
+    from pipeline.spec import Request
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,15 +69,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def make_request(args: argparse.Namespace) -> Request:
+def make_request(args: argparse.Namespace) -> "Request":
     """The request of a command line."""
+    from pipeline.arguments import parse_assignment, parse_axis, parse_seeds
+    from pipeline.datasets.cache import absolute
+    from pipeline.spec import Request
+
     return Request(
         sweep=args.sweep,
         profile=args.profile,
         envs=tuple(args.env.split(",")) if args.env else None,
-        seeds=arguments.parse_seeds(args.seeds) if args.seeds else None,
-        grid=dict(arguments.parse_axis(text) for text in args.grid),
-        overrides=dict(arguments.parse_assignment(text) for text in args.set),
+        seeds=parse_seeds(args.seeds) if args.seeds else None,
+        grid=dict(parse_axis(text) for text in args.grid),
+        overrides=dict(parse_assignment(text) for text in args.set),
         dataset=absolute(args.dataset) if args.dataset else None,
     )
 
@@ -97,110 +96,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return programme.main(args)
         _check_programme_options(args)
-        request = make_request(args)
-        fingerprint = None
-        if request.dataset is not None:
-            from lewm.data.episodes import fingerprint as fingerprint_of
-
-            fingerprint = fingerprint_of(local_copy(request.dataset))
-        spec = resolve(request, fingerprint)
-        storage = Storage(args.storage)
-        if args.dry_run:
-            print_plan(spec, storage)
-            return driver.COMPLETE
-        storage.check_writable()
-        options = Options(
-            command,
-            args.address,
-            only=check_stages(args.only, spec.stages),
-            retry_failed=args.retry == "failed",
-            per_gpu=args.trials_per_gpu,
-            per_node=args.trials_per_node,
-        )
-        return driver.run(spec, storage, options)
+        return _run(args, command)
     except (ValueError, OSError) as error:
         if os.environ.get("LEWM_TRACEBACK"):
             raise
         print(f"error: {redact(str(error))}", file=sys.stderr)
         if isinstance(error, ValueError):
-            return driver.BAD_INPUT
+            return BAD_INPUT
         print("everything finished is kept; the same command goes on from there", file=sys.stderr)
-        return driver.SOME_FAILED
+        return SOME_FAILED
+
+
+def _run(args: argparse.Namespace, command: str) -> int:
+    from pipeline.arguments import check_stages
+    from pipeline.resolve import resolve
+    from pipeline.storage import Storage
+
+    request = make_request(args)
+    fingerprint = None
+    if request.dataset is not None:
+        from lewm.data.episodes import fingerprint as fingerprint_of
+        from pipeline.datasets.cache import local_copy
+
+        fingerprint = fingerprint_of(local_copy(request.dataset))
+    spec = resolve(request, fingerprint)
+    storage = Storage(args.storage)
+    if args.dry_run:
+        from pipeline.dry_run import print_plan
+
+        print_plan(spec, storage)
+        return COMPLETE
+    storage.check_writable()
+    options = Options(
+        command,
+        args.address,
+        only=check_stages(args.only, spec.stages),
+        retry_failed=args.retry == "failed",
+        per_gpu=args.trials_per_gpu,
+        per_node=args.trials_per_node,
+    )
+    from pipeline import driver
+
+    return driver.run(spec, storage, options)
 
 
 def _check_programme_options(args: argparse.Namespace) -> None:
     for name in ("sweeps", "gpus"):
         if getattr(args, name) is not None:
             raise ValueError(f"--{name} goes with `paper`, the programme of all sweeps")
-
-
-def print_plan(spec: Spec, storage: Storage) -> None:
-    """The dry run: what would be trained, what is there already, how long it would take."""
-    done = {
-        t.trial_id
-        for t in spec.trials
-        if (read_marker(storage, t.trial_id) or {}).get("status") == "done"
-    }
-    print(f"sweep     {spec.folder}  ({spec.profile} profile, {', '.join(spec.envs)})")
-    print(f"question  {spec.question}")
-    worlds = f"{len(spec.worlds)} worlds x " if len(spec.worlds) > 1 else ""
-    print(f"points    {worlds}{len(spec.points)} points x seeds {spec.seeds} = {len(spec.trials)} trials, "
-          f"{len(done)} done in {storage.uri}")  # fmt: skip
-    for world in spec.worlds:
-        _print_world(spec, world, done)
-
-
-def _print_world(spec: Spec, world: World, done: set[str]) -> None:
-    own = [t for t in spec.trials if spec.world(t) == world]
-    print(f"world     {world.env}, {world.method}")
-    for point in dict.fromkeys(t.point for t in own):
-        marks = "  ".join(
-            f"seed {t.config.seed}: {t.trial_id}{' done' if t.trial_id in done else ''}"
-            for t in own
-            if t.point == point
-        )
-        print(f"  {point or '(one point)':24s} {marks}")
-    variants = [point or "one setting" for point, _ in world.variants]
-    print(f"stages    {', '.join(spec.stages)}  (evaluation: {'; '.join(variants)})")
-    print(f"protocols {', '.join(world.protocols)}")
-    num_missing = sum(t.trial_id not in done for t in own)
-    if isinstance(spec.search, Bisect | Optuna):
-        num_open = max(spec.search.budget - len(own), 0)
-        print(f"search    {spec.search.strategy}: {num_open} further trials at most, each round chosen from "
-              "the results of those before it")  # fmt: skip
-        num_missing += num_open
-    print(f"estimate  {estimate(world, own[0].config, num_missing)}")
-
-
-def estimate(world: World, config: Config, num_missing: int) -> str:
-    """How long the missing trials of a world would take, as far as the profile knows; says where from."""
-    if num_missing == 0:
-        return "nothing to train"
-    steps = num_steps(config)
-    if "seconds_per_step" not in world.estimate:
-        return f"{steps:,} steps per trial; no speed measured for this profile yet"
-    per_trial = steps * world.estimate["seconds_per_step"] + world.estimate["evaluate_s"]
-    each = f"about {duration(per_trial)} per trial ({steps:,} steps)"
-    source = world.estimate["source"]
-    if world.estimate["unit"] == "gpu":
-        return f"{each} on one GPU, {per_trial * num_missing / 3600:.0f} GPU-hours in all; {source}"
-    workers = max((os.cpu_count() or 1) // config.optim.num_threads, 1)
-    rounds = -(-num_missing // workers)
-    total = duration(rounds * per_trial)
-    return f"{each}, {workers} at once here: about {total} in all; {source}"
-
-
-def num_steps(config: Config) -> int:
-    """Optimiser steps of a trial; an upper bound where epochs are asked for."""
-    return config.optim.num_steps or _epoch_steps(config) * (config.optim.num_epochs or 1)
-
-
-def _epoch_steps(config: Config) -> int:
-    """Steps of an epoch if every episode has its full length; an upper bound."""
-    data = config.data
-    span = data.action_block * (config.model.history + 1)
-    clips = data.num_episodes * (1 - data.holdout_frac) * max(data.max_steps - span + 1, 1)
-    return max(int(clips) // config.optim.batch_size, 1)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline import evaluate, record
+from pipeline import record
 from pipeline.cell_runner import EvaluateTask
 from pipeline.cells import Manifests, dataset_name, is_done, trial_cells
-from pipeline.evaluate import RETRIES
+from pipeline.evaluation import RETRIES, missing_tasks, run_tasks, trial_task
 from pipeline.options import Options
 from pipeline.progress import Progress
 from pipeline.redact import redact
@@ -151,7 +151,7 @@ class Training:
             return None
         stage = objective_stage(search.objective)
         cells = tuple(c for c in trial_cells(self.spec, trial, manifests) if c.stage == stage)
-        return evaluate.trial_task(self.spec, self.storage, trial, self.datasets, cells)
+        return trial_task(self.spec, self.storage, trial, self.datasets, cells)
 
     def _judge(
         self, spec: Spec, trials: Sequence[Trial], progress: Progress, manifests: Manifests
@@ -205,10 +205,10 @@ class Training:
         trials: Collection[str] | None = None,
     ) -> None:
         """Runs every cell that is missing, or those of some stages and trials."""
-        tasks = evaluate.missing_tasks(self.spec, self.storage, manifests, self.datasets, only)
+        tasks = missing_tasks(self.spec, self.storage, manifests, self.datasets, only)
         if trials is not None:
             tasks = [task for task in tasks if task.trial_id in trials]
         if not tasks:
             return
         progress.begin_cells(len(tasks))
-        evaluate.run_tasks(tasks, self.share, lambda _, error: progress.cell_done(error), self.stop)
+        run_tasks(tasks, self.share, lambda _, error: progress.cell_done(error), self.stop)

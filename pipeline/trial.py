@@ -1,4 +1,4 @@
-"""One trial: `lewm.train` with storage, ownership, MLflow and a report to Ray Tune around it.
+"""One trial: `lewm.training` with storage, ownership, MLflow and a report to Ray Tune around it.
 
 The order that makes a kill harmless: done-marker first; else take the trial's lease, fetch its newest
 checkpoint, train, and after every checkpoint upload it; the done-marker is written last.
@@ -241,7 +241,7 @@ def _run(task: TrialTask, local: Path, upload: _Upload) -> dict[str, Any]:
     """Trains, and says what came out."""
     from lewm.checkpoint import load_method
     from lewm.methods import method_class
-    from lewm.train import pick_device, train
+    from lewm.training import pick_device, train
 
     config = task.config
     reason = method_class(config.method).unavailable(config)

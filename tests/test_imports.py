@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("lewm", "pipeline", "reports")
 HEAVY = ("torch", "ray", "mlflow", "pyarrow", "polars")
 
-CONFIG = ("lewm.config", "lewm.identity", "lewm.overrides")
+CONFIG = ("lewm.config", "lewm.identity", "lewm.overrides", "lewm.spelling")
 LEAVES = ("stats", "tables", "tracking", "storage", "redact", "cluster", "progress")
 
 
@@ -30,8 +30,9 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
         rooms = {f"pipeline.{room}" for room in rooms}
         banned = {"torch", "mlflow"} | ({"ray"} if name != "search.optuna_search" else set())
         return {*CONFIG} | rooms, banned
-    if top == "simulate":
+    if top in ("simulate", "recorded_search"):
         rooms = {"search", "spec", "storage", "tables", "progress", "survey", "results"}
+        rooms |= {"recorded_search", "options"}
         return {*CONFIG} | {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
     if top in LEAVES:
         banned = {"torch", "ray", "mlflow"}
@@ -79,7 +80,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
     if top in ("status", "survey", "clean"):
         rooms = {"storage", "survey", "progress", "report", "tables"}
         return {f"pipeline.{room}" for room in rooms}, {"torch", "ray", "mlflow"}
-    if top in ("report", "comparison", "claims"):
+    if top in ("report", "reporting", "comparison", "claims"):
         return {
             "reports",
             *(
@@ -87,6 +88,7 @@ def allowed(module: str) -> tuple[set[str], set[str]]:
                 for room in (
                     "claims",
                     "comparison",
+                    "reporting",
                     "shipped",
                     "spec",
                     "tables",

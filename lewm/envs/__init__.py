@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 
 from lewm.envs.base import Behaviour, Env
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 __all__ = ["ENVS", "GYM_IDS", "Behaviour", "Env", "env_class", "make_env"]
 

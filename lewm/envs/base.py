@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 if TYPE_CHECKING:
     from lewm.protocol import Protocol as EvaluationProtocol

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lewm.config import Config
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 if TYPE_CHECKING:
     from lewm.data.clips import ClipData

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lewm.config import PlanningConfig
 from lewm.methods import Cost
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 
 class Planner(Protocol):

@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 from rich.console import Console
 
-from lewm.data.episodes import fingerprint
 from pipeline.storage import Storage, atomic_file, patiently
 
 DEFAULT = "~/.cache/lewm/datasets"
@@ -133,6 +132,9 @@ def _holds(cache: Storage, name: str, size: int | None, expected: str | None) ->
         return False
     if _is_noted(cache, name, expected):
         return True
+
+    from lewm.data.episodes import fingerprint
+
     note = cache.read_json(f"{name}.json") or {}
     try:
         return fingerprint(copy) == (expected or note.get("fingerprint"))
@@ -189,6 +191,9 @@ def _copy(source: Any, target: BinaryIO, uri: str, size: int | None, console: Co
 
 def _note(cache: Storage, name: str, uri: str, expected: str | None) -> None:
     """Checks a fresh copy and writes down what it holds; a wrong one does not stay."""
+
+    from lewm.data.episodes import fingerprint
+
     copy = cache.path(name)
     try:
         found = fingerprint(copy)

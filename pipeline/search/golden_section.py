@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr
 
 from pipeline.search.settings import Bisect, Suggestion
 
@@ -111,6 +110,8 @@ def sureness(first: Sequence[float], second: Sequence[float], samples: Samples) 
     if sum(errors) == 0:
         return 0.5 + 0.5 * float(np.sign(diff))
     welch = sum(errors) ** 2 / sum(e**2 / f for e, f in zip(errors, own, strict=True))
+    from scipy.special import stdtr  # a sweep that does not search shall not wait for its import
+
     return float(stdtr(welch, diff / math.sqrt(sum(errors))))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import PchipInterpolator
 
 from pipeline.search import Adaptive, best, next_round
 from pipeline.search.golden_section import rounded
@@ -53,6 +52,8 @@ class Curve:
 
     @cached_property
     def _interpolated(self) -> Callable[[Array], Array]:
+        from scipy.interpolate import PchipInterpolator  # half a second to import
+
         interpolated: Callable[[Array], Array] = PchipInterpolator(self.logs, self.means)
         return interpolated
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 
 if TYPE_CHECKING:
     from pipeline.stages.loaded import LoadedTrial

@@ -22,7 +22,7 @@ from lewm.config import Config
 from lewm.envs import env_class
 from lewm.methods import Method, make_method
 from lewm.planners import make_planner
-from lewm.train import pick_device
+from lewm.training import pick_device
 from pipeline.tables import SCHEMAS, make_frame
 
 REFERENCE = "lewm"

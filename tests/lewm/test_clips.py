@@ -8,7 +8,7 @@ from lewm.data.clips import ClipData, Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.identity import trial_id
 from lewm.overrides import make_config
-from lewm.train import train
+from lewm.training import train
 from tests.lewm.test_train import make_episodes, read_curve, tiny
 
 torch.set_num_threads(1)

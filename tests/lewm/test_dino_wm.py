@@ -18,7 +18,8 @@ from lewm.identity import training_fields, trial_id
 from lewm.methods import Batch, make_method, method_class
 from lewm.overrides import make_config
 from lewm.token_cache import keep_tokens
-from lewm.train import main, train
+from lewm.train import main
+from lewm.training import train
 
 torch.set_num_threads(1)
 SMALL = {

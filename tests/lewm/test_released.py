@@ -25,7 +25,7 @@ from lewm.released import (
     rename,
     weights_hash,
 )
-from lewm.train import train
+from lewm.training import train
 from tests.lewm.test_train import make_episodes, tiny
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "lewm_small"

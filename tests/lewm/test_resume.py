@@ -14,7 +14,7 @@ import torch
 
 from lewm.checkpoint import load_checkpoint, load_method, read_checkpoint
 from lewm.data.episodes import write_episodes
-from lewm.train import train
+from lewm.training import train
 from tests.lewm.test_train import make_episodes, read_curve, tiny
 
 torch.set_num_threads(1)
@@ -157,12 +157,12 @@ SIGKILLED = """
 import io, os, signal, sys
 from pathlib import Path
 import torch
-import lewm.train
+import lewm.training
 from tests.lewm.test_resume import SETTINGS
 from tests.lewm.test_train import tiny
 
 run_dir, dataset, moment, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-train_step, save, saves = lewm.train._train_step, torch.save, []
+train_step, save, saves = lewm.training._train_step, torch.save, []
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -184,10 +184,10 @@ def dying_save(state, file):
     die()
 
 if moment == "step":
-    lewm.train._train_step = dying_step
+    lewm.training._train_step = dying_step
 elif moment == "save":
     torch.save = dying_save
-lewm.train.train(tiny(**SETTINGS), run_dir, dataset)
+lewm.training.train(tiny(**SETTINGS), run_dir, dataset)
 """
 
 

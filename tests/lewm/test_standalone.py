@@ -20,7 +20,7 @@ def test_training_imports_nothing_of_the_pipeline():
     code = (
         "import sys\n"
         f"for name in {NOT_NEEDED!r}: sys.modules[name] = None\n"
-        "import lewm.train, lewm.checkpoint, lewm.methods.lewm\n"
+        "import lewm.train, lewm.training, lewm.checkpoint, lewm.methods.lewm\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 

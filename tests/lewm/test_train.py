@@ -17,7 +17,8 @@ from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile, write_episodes
 from lewm.methods.pldm import TERMS
 from lewm.overrides import make_config
-from lewm.train import evaluate, learning_rate, main, train
+from lewm.train import main
+from lewm.training import evaluate, learning_rate, train
 
 torch.set_num_threads(1)
 
@@ -248,7 +249,7 @@ def test_command_line(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_one_run_needs_only_a_few_packages() -> None:
     script = (
-        "import sys, lewm.train\n"
+        "import sys, lewm.train, lewm.training\n"
         "unwanted = {'ray', 'mlflow', 'pyarrow', 'polars', 'scipy', 'pipeline', 'gymnasium'}\n"
         "sys.exit(str(unwanted & set(sys.modules)) if unwanted & set(sys.modules) else 0)"
     )

@@ -14,9 +14,9 @@ from lewm.data.episodes import EpisodeFile, content_hash
 from lewm.envs import ENVS
 from lewm.identity import dataset_id
 from lewm.overrides import make_config
-from pipeline import datasets as module
 from pipeline.collect import default_policy, main, parse
-from pipeline.datasets import collect, make_part, policy_shares
+from pipeline.datasets import collected as module
+from pipeline.datasets.collected import collect, make_part, policy_shares
 from pipeline.storage import Storage
 
 ROOT = Path(__file__).parents[2]

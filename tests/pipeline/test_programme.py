@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lewm.overrides import nearest
+from lewm.spelling import nearest
 from pipeline import programme, sweep
+from pipeline.dry_run import num_steps
 from pipeline.programme import Cost, choose, costs, wall_hours
 from pipeline.resolve import resolve
 from pipeline.shipped import load_programme, package_folder
 from pipeline.spec import Request
 from pipeline.storage import Storage
-from pipeline.sweep import num_steps
 from pipeline.tables import read_table
 
 THERE = [name for name in load_programme() if (package_folder() / f"{name}.toml").is_file()]

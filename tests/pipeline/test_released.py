@@ -8,9 +8,9 @@ import pytest
 
 from lewm.overrides import make_config
 from lewm.released import export_checkpoint
-from lewm.train import train
+from lewm.training import train
 from pipeline import evaluate
-from pipeline.datasets import ensure_dataset
+from pipeline.datasets.collected import ensure_dataset
 from pipeline.storage import Storage
 from pipeline.tables import read_table
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from synthetic_sweep import META, make_tables
 
-from pipeline import report, tables
+from pipeline import report, reporting, tables
 from pipeline.shipped import load_published
 from pipeline.stages import stability
 from pipeline.storage import Storage
@@ -255,14 +255,14 @@ def test_the_description_of_an_older_sweep_is_understood(storage: Path) -> None:
     old |= {"env": "two_room", "protocols": world["protocols"], "planning": planning}
     old["trials"] = [{"config": {"method": "lewm", "latents": {"collapse_std": 0.2}}}]
     (folder / "sweep.json").write_text(json.dumps(old))
-    found = report.read_meta(Storage(folder))["worlds"]
+    found = reporting.read_meta(Storage(folder))["worlds"]
     assert [(w["method"], w["env"], w["protocols"]) for w in found] == [
         ("lewm", "two_room", world["protocols"])
     ]
     settings = found[0]["variants"][0]["config"]
     assert settings["planning"] == planning and settings["latents"] == {"collapse_std": 0.2}
     (folder / "sweep.json").write_text("{torn")
-    assert report.read_meta(Storage(folder)) == {"folder": A, "name": A}
+    assert reporting.read_meta(Storage(folder)) == {"folder": A, "name": A}
 
 
 @pytest.mark.parametrize("name", ["planning", "summary"])
@@ -301,11 +301,11 @@ def test_a_sweep_without_any_table_has_a_page_and_gets_no_tables(storage: Path) 
 
 def test_pictures_of_an_earlier_report_do_not_stay_beside_newer_ones(storage: Path) -> None:
     folder = Storage(storage / "sweeps" / A)
-    report._write(folder, report._pictures({"a": SVG % "red", "b": SVG % "red"}, True))
+    reporting._write(folder, reporting._pictures({"a": SVG % "red", "b": SVG % "red"}, True))
     assert sorted(folder.list("report/figures")) == ["a.png", "a.svg", "b.png", "b.svg"]
-    report._write(folder, report._pictures({"a": SVG % "red", "c": SVG % "blue"}, False))
+    reporting._write(folder, reporting._pictures({"a": SVG % "red", "c": SVG % "blue"}, False))
     assert sorted(folder.list("report/figures")) == ["a.png", "a.svg", "c.svg"]
-    report._write(folder, report._pictures({"a": SVG % "blue"}, False))
+    reporting._write(folder, reporting._pictures({"a": SVG % "blue"}, False))
     assert folder.list("report/figures") == ["a.svg"]
 
 

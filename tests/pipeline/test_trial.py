@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import lewm.train
+import lewm.training
 from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import write_episodes
@@ -78,7 +78,7 @@ def test_an_exception_is_recorded_as_failed_at_once(task, tmp_path, monkeypatch)
     def broken(*_):
         raise RuntimeError("the weights caught fire\nsecond line")
 
-    monkeypatch.setattr(lewm.train, "train", broken)
+    monkeypatch.setattr(lewm.training, "train", broken)
     marker = run_trial(task, lambda _: None)
     assert marker["status"] == "failed"
     assert marker["error"] == "RuntimeError: the weights caught fire"
@@ -92,7 +92,7 @@ def test_an_io_error_propagates_and_leaves_no_marker(task, monkeypatch):
     def broken(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(lewm.train, "train", broken)
+    monkeypatch.setattr(lewm.training, "train", broken)
     with pytest.raises(OSError, match="No space"):
         run_trial(task, lambda _: None)
     storage = Storage(task.storage)

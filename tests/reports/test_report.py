@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from synthetic_sweep import LAMS, META, make_tables
 
-from pipeline import report
+from pipeline import report, reporting
 from pipeline.shipped import load_published
 from pipeline.stages import stability
 from pipeline.storage import Storage
@@ -468,7 +468,7 @@ def test_command_builds_the_page_without_heavy_imports(tmp_path: Path, tables: F
 
 def test_report_judges_where_the_sweep_has_not(tmp_path: Path, tables: Frames) -> None:
     raw = {name: frame for name, frame in tables.items() if name not in stability.OUTPUTS}
-    page = report.make_report(write_sweep(tmp_path / "sweeps" / "lambda-two_room-quick", raw))
+    page = reporting.make_report(write_sweep(tmp_path / "sweeps" / "lambda-two_room-quick", raw))
     assert Path(page).read_text() == render(raw | stability.run(raw, load_published()), META)
 
 

@@ -126,8 +126,8 @@ def test_the_page_has_the_section_only_where_something_was_drawn(
 
 def test_points_are_named_by_few_settings_and_numbered_by_many() -> None:
     few = make_axis([("loss.reconstruction=0.0", 0.03), ("loss.reconstruction=1.0", 0.03)])
-    assert [slot.name for slot in few.slots] == ["reconstruction = 0.0", "reconstruction = 1.0"]
-    assert [slot.label for slot in few.slots] == ["0.0", "1.0"] and few.title == "reconstruction"
+    assert [slot.name for slot in few.slots] == ["reconstruction = 0", "reconstruction = 1"]
+    assert [slot.label for slot in few.slots] == ["0", "1"] and few.title == "reconstruction"
     both = make_axis(
         [("loss.lam=0.1 model.latent_dim=64", 0.1), ("loss.lam=0.2 model.latent_dim=64", 0.2)]
     )

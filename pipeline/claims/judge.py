@@ -17,6 +17,9 @@ from pipeline.tables import PER_SWEEP_KEYS, SCHEMAS, make_frame
 PROFILES = ("paper", "small", "hour", "quick", "short", "tiny")
 """Larger first; one that is not named comes last."""
 
+DEFAULT_PROFILE = "quick"
+"""What a command without `--profile` means."""
+
 Row = dict[str, Any]
 
 
@@ -112,7 +115,15 @@ def _order(question: Question, evidence: Evidence, env: str) -> Judged:
         why = f"{question.high.words()} over {question.low.words()}: above 1? {found.note}"
         return rules.above(found.interval, 1.0), found, why
     found = measured.difference(evidence, question, question.low, env)
-    return rules.above(found.interval), found, f"{sides}: above 0? {found.note}".rstrip()
+    why = f"{sides}: above 0? {found.note}".rstrip()
+    if evidence.profile != "paper" and _between_methods(question.high.method, question.low.method):
+        why += "; LeWM's λ was chosen at profile quick, the other's weights are the published ones"
+    return rules.above(found.interval), found, why
+
+
+def _between_methods(high: str | None, low: str | None) -> bool:
+    """Whether LeWM stands against another trained method."""
+    return "lewm" in (high, low) and bool({high, low} & {"pldm", "dino_wm"})
 
 
 def _searches(question: Question, evidence: Evidence) -> Judged:
@@ -217,6 +228,8 @@ def _row(
     command = None if sweep is None else f"python -m pipeline.sweep {sweep}"
     if command and question.kind in rules.ABSOLUTE:
         command += " --profile paper"
+    elif command and evidence and evidence.profile != DEFAULT_PROFILE:
+        command += f" --profile {evidence.profile}"
     if _silent(verdict, found):
         why = f"no interval: one seed, or nothing varies; {why}"
     if question.env is None and found and place.get("env") not in (None, PUBLISHED_ENV):

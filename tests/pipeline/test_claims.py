@@ -247,6 +247,13 @@ def test_the_largest_profile_with_an_answer_is_taken(frames: Frames) -> None:
     question = ask(high=Side("lewm"), low=Side("pldm"))
     both = [of(frames), of(frames, profile="paper")]
     assert verdict(question, *both)["profile"] == "paper"
+    hour = verdict(question, of(frames), of(frames, profile="hour"))
+    assert hour["profile"] == "hour" and hour["command"].endswith(" --profile hour")
+    assert "--profile" not in verdict(question, of(frames))["command"]
+    assert (
+        "published ones" in hour["text"]
+        and "published ones" not in verdict(question, *both)["text"]
+    )
     empty = {k: v.clear() for k, v in frames.items()}
     assert verdict(question, of(empty, profile="paper"), of(frames))["profile"] == "quick"
 

@@ -83,15 +83,11 @@ def settings_of(point: str) -> dict[str, str]:
     """The swept parameters of a point, named for readers."""
     pairs = (part.partition("=") for part in point.split())
     return {
-        "λ" if f"{key}=" == LAM_KEY else key.rpartition(".")[2].replace("_", " "): _short(value)
+        "λ"
+        if f"{key}=" == LAM_KEY
+        else key.rpartition(".")[2].replace("_", " "): value.removesuffix(".0")
         for key, _, value in pairs
     }
-
-
-def _short(value: str) -> str:
-    """A number without the zeros that say nothing: `0.0` is `0`."""
-    whole, point, decimals = value.partition(".")
-    return whole if point and decimals.strip("0") == "" else value
 
 
 def category_axis(names: Iterable[str], title: str) -> PointAxis:

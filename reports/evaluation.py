@@ -209,7 +209,7 @@ def examples(world: World) -> Row:
             added = f"None of these {word}: the last one is the first stored episode that did."
     where = (
         f"{world.axis.name(world.best_point or '')}, seed {first['seed']}, {first['protocol']} protocol, "
-        f"{str(first['planner']).upper()}, eval seed {first['eval_seed']}"
+        f"{text.planner(first['planner'])}, eval seed {first['eval_seed']}"
     )
     return {"episodes": episodes, "where": where, "added": added}
 

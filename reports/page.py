@@ -54,6 +54,7 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
     chapters = [
         _chapter(world, number, points, meta, len(worlds)) for number, world in enumerate(worlds)
     ]
+    plans = any(world.plans for world in worlds)
     methods = rivals.method_sections(worlds)
     timed = timing.sections(tables)
     figures = [section["figure"] for section in [*methods, *timed]]
@@ -65,7 +66,9 @@ def render(tables: Mapping[str, pl.DataFrame], meta: Mapping[str, Any]) -> str:
         chapters=chapters,
         methods=methods,
         timed=timed,
-        overview=sections.overview(worlds) if len(worlds) > 1 else [],
+        overview=sections.overview(worlds) if len(worlds) > 1 and plans else [],
+        findings=sections.findings(worlds) if len(worlds) > 1 and not plans else [],
+        command=meta.get("command"),
         provenance=sections.provenance(meta, tables),
         citation=prose.citation(meta),
         max_rows=MAX_TABLE_ROWS,
@@ -163,6 +166,7 @@ def _chapter(
     return {
         "name": world.name,
         "bare": world.is_bare,
+        "plans": world.plans,
         "ordered": world.axis.ordered,
         "id": f"-{number + 1}" if number else "",
         "verdict": world.summary("verdict").get("text") or "There is no verdict yet.",

@@ -166,7 +166,7 @@ def _statistics(world: World, main: Row) -> str:
 def limits(world: World) -> list[str]:
     """What cannot be concluded from this sweep, and why: one sentence each."""
     if not world.main:
-        return [*_no_results(world), *_no_stages(world)]
+        return [*_no_results(world), *(_no_stages(world) if world.plans else ())]
     main = world.main
     best, success = (world.summary(q, **main) for q in ("best_point", "best_success"))
     found = []
@@ -196,6 +196,8 @@ def _no_results(world: World) -> Sequence[str]:
         return [
             "Every trial diverged: at these points, with these settings, training is not stable."
         ]
+    if not world.plans:
+        return []
     return ["No trial has planning results: which point plans best cannot be told yet."]
 
 

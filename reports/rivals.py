@@ -7,7 +7,7 @@ from reports import text
 from reports.axis import category_axis
 from reports.figures import Figure, Spec, point_chart, rows_behind
 from reports.success import DRAWN_FLOORS, FLOOR_LINES, RATE_DOMAIN, RATE_TICKS, file_name
-from reports.views import SETTING, Row, World, intervals, setting_name, settings
+from reports.views import SETTING, Row, World, intervals, setting_label, setting_name, settings
 
 METHOD_HEADS = ("method", "best point", "seeds", "mean", "95 % interval", "worst seed", "published")
 DIFFERENCE_HEADS = (
@@ -151,7 +151,7 @@ def _settings(world: World, rivals: Sequence[Row]) -> Row:
     points = {row["point"] for row in compared.values()} or {world.best_point or ""}
     means, runs, rows = [], [], []
     for setting in rivals:
-        name = _setting_label(setting)
+        name = setting_label(setting["planner"], setting["eval_point"])
         at = compared.get(tuple(setting[key] for key in SETTING))
         for point in points:
             own, each = world.spread("success", point=point, **setting)
@@ -184,16 +184,13 @@ def _settings(world: World, rivals: Sequence[Row]) -> Row:
     }
 
 
-def _setting_label(setting: Row) -> str:
-    return f"{str(setting['planner']).upper()} {setting['eval_point']}".strip()
-
-
 def _clear_of(leader: str, against: Sequence[Row]) -> str:
     """How many of the others fall clearly below the leading one; none does where all are level."""
     if not against:
         return "All planners have the same mean"
     below = sum((row["p_adjusted"] or 1.0) < 0.05 and row["diff"] < 0 for row in against)
-    name = " ".join([leader.partition(" ")[0].upper(), leader.partition(" ")[2]]).strip()
+    planner, _, eval_point = leader.partition(" ")
+    name = text.sentence(setting_label(planner, eval_point))
     return (
         f"{name} has the highest mean; {below} of {len(against)} others "
         f"{'is' if below == 1 else 'are'} clearly below it"

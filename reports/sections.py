@@ -42,6 +42,11 @@ def overview(worlds: Sequence[World]) -> list[list[str]]:
     return rows
 
 
+def findings(worlds: Sequence[World]) -> list[tuple[str, str]]:
+    """Several worlds at a glance where none plans: what was found in each."""
+    return [(_place(world), str(world.summary("verdict").get("text") or "")) for world in worlds]
+
+
 def _place(world: World) -> str:
     return f"{text.world(world.key['env'])} ({text.method(world.key['method'])})"
 
@@ -126,7 +131,7 @@ def _planner_words(planning: Mapping[str, Any]) -> list[tuple[str, str]]:
     if all(key in known for key in needed):
         size = "{num_samples} samples × {num_iterations} iterations, {num_elites} elites"
         plan = "{horizon} blocks, {execute} executed"
-        rows.append(("planner", f"{known['planner'].upper()}: {size.format(**known)}"))
+        rows.append(("planner", f"{text.planner(known['planner'])}: {size.format(**known)}"))
         rows.append(("horizon", plan.format(**known)))
     if "num_pairs" in known and "eval_seeds" in known:
         rows.append(("pairs", f"{known['num_pairs']} for each eval seed ({known['eval_seeds']})"))

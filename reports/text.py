@@ -18,7 +18,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """Significant digits with a proper minus sign; a dash for none."""
     if value is None:
         return DASH
-    text = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.{digits}g}"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
     mantissa, e, exponent = text.partition("e")
     if e:
         text = f"{mantissa} × 10{_superscript(int(exponent))}"
@@ -82,6 +82,14 @@ METHODS = {"lewm": "LeWM", "pldm": "PLDM", "dino_wm": "DINO-WM"}
 def method(name: str) -> str:
     """`dino_wm` as `DINO-WM`."""
     return METHODS.get(name) or name.replace("_", " ")
+
+
+PLANNERS = {"cem": "CEM", "icem": "iCEM", "mppi": "MPPI", "gradient": "gradient-descent"}
+
+
+def planner(name: str) -> str:
+    """`cem` as `CEM`."""
+    return PLANNERS.get(name, name)
 
 
 def slug(words: str) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 from reports import text
 from reports.axis import category_axis
 from reports.figures import Figure, Spec
-from reports.views import Row, Tables
+from reports.views import Row, Tables, setting_label
 
 SETTINGS = {
     "samples": "the planner's own samples and iterations for every method",
@@ -17,12 +17,10 @@ HEADS = (
     "method",
     "samples × iterations",
     "of them run",
-    "seconds per plan",
-    "95 % interval",
-    "operations per plan",
-    "times LeWM's seconds",
-    "95 % interval",
-    "times LeWM's operations",
+    "seconds, 95 %",
+    "operations",
+    "× LeWM's seconds, 95 %",
+    "× LeWM's operations",
 )
 COLUMNS = (
     *("method", "setting", "eval_point", "repetition", "num_samples", "num_iterations"),
@@ -51,7 +49,7 @@ def _section(place: Row, group: pl.DataFrame, summary: pl.DataFrame) -> Row:
     )
     first = {row["method"]: row for row in group.reverse().iter_rows(named=True)}
     machine = first[methods[0]]
-    name = f"{str(place['planner']).upper()} {place['eval_point']}".strip()
+    name = setting_label(place["planner"], place["eval_point"])
     caption = (
         f"{text.sentence(SETTINGS[place['setting']])}; {name}, batch {machine['batch']}, {machine['dtype']}, "
         f"{machine['device']}, {machine['num_threads']} CPU threads, random weights. A mark per repetition "
@@ -102,11 +100,9 @@ def _cells(method: str, row: Row, told: dict[tuple[str, str], Row]) -> list[str]
         text.method(method),
         f"{row['num_samples']} × {row['num_iterations']}",
         f"{row['num_samples_run']} × {row['num_iterations_run']}" if _is_scaled(row) else "all",
-        text.number(seconds["value"]),
-        text.number_span(seconds),
+        f"{text.number(seconds['value'])} ({text.number_span(seconds)})",
         f"{text.number(flops['value'] / 1e12)} T",
-        text.number(ratio["value"]) if ratio else text.DASH,
-        text.number_span(ratio) if ratio else text.DASH,
+        f"{text.number(ratio['value'])} ({text.number_span(ratio)})" if ratio else text.DASH,
         text.number(more["value"]) if more else text.DASH,
     ]
 

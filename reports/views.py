@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from reports import text
-from reports.axis import PointAxis, make_axis
+from reports.axis import PointAxis, make_axis, settings_of
 
 Row = dict[str, Any]
 Tables = Mapping[str, pl.DataFrame]
@@ -75,6 +75,11 @@ class World:
         return means, [row for row in rows if row["runs"].startswith("seed=")]
 
     @property
+    def plans(self) -> bool:
+        """Whether the sweep evaluates planning at all."""
+        return self.summary("plans").get("value") != 0.0
+
+    @property
     def main(self) -> Row:
         """The planning setting of the verdict; empty where nothing was planned."""
         known = settings(self)
@@ -137,8 +142,20 @@ def settings(world: World) -> list[Row]:
 
 def setting_name(setting: Row) -> str:
     """A planning setting for readers."""
-    extra = f", {setting['eval_point']}" if setting["eval_point"] else ""
-    return f"{setting['protocol']} protocol, {str(setting['planner']).upper()} planner{extra}"
+    settings = settings_text(setting["eval_point"])
+    extra = f", {settings}" if settings else ""
+    return f"{setting['protocol']} protocol, {text.planner(setting['planner'])} planner{extra}"
+
+
+def setting_label(planner: str, eval_point: str | None) -> str:
+    """A planner with its settings: `CEM`, `CEM, horizon = 5`."""
+    settings = settings_text(eval_point)
+    return f"{text.planner(planner)}, {settings}" if settings else text.planner(planner)
+
+
+def settings_text(point: str | None) -> str:
+    """The settings of a point or an evaluation for readers: `solver = adam, horizon = 5`."""
+    return ", ".join(f"{key} = {value}" for key, value in settings_of(point or "").items())
 
 
 def intervals(rows: Sequence[Row]) -> str:

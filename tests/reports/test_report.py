@@ -248,6 +248,18 @@ def test_versions_may_be_text_or_a_table(versions: Any) -> None:
     assert "torch 2.13.0" in visible(render(given, {**META, "versions": versions}))
 
 
+def test_a_sweep_that_does_not_plan_answers_with_what_it_found() -> None:
+    tables = make_tables(lams=(0.1,))
+    tables["planning"] = tables["planning"].clear()
+    asked = judged(tables)
+    assert "no verdict yet" in visible(render(asked, META))
+    tables["cells"] = tables["cells"].filter(pl.col("stage") != "planning")
+    words = visible(render(judged(tables), META))
+    assert "This sweep plans nothing" in words and "no verdict yet" not in words
+    assert "a linear probe of the" in words and "× its control for teleport" in words
+    assert "Planning success" not in words and "What to run next" not in words
+
+
 def test_no_trials_at_all() -> None:
     empty = {name: pl.DataFrame(schema=dict(schema)) for name, schema in SCHEMAS.items()}
     assert "no trials yet" in visible(render(empty, META))

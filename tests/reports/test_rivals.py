@@ -49,7 +49,7 @@ def test_planners_stand_side_by_side_on_the_same_networks() -> None:
     page = render(tables | stability.run(tables), META)
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page).replace("\xa0", " "))
     assert "CEM has the highest mean; 1 of 1 others is clearly below it" in words
-    assert "ICEM planning.horizon=3" in words
+    assert "iCEM, horizon = 3" in words
 
 
 def test_planners_that_are_level_are_said_to_be() -> None:

@@ -8,18 +8,34 @@ import polars as pl
 from pipeline.stages.stability.words import count, label, listed, number, p_text, percent, span
 
 Row = dict[str, Any]
+WITHOUT_PLANNING = ("finding_surprise", "finding_probing", "finding_latents")
+"""What answers in place of planning, in this order."""
 READ_WELL = 0.7
 """Pearson r from which a probe counts as reading a quantity, in words only."""
 
 
-def verdict(place: Row, main: Mapping[str, Row], completeness: Mapping[str, Row]) -> list[Row]:
-    """The report's two sentences: which λ and how stable; how sure."""
+def verdict(
+    place: Row,
+    main: Mapping[str, Row],
+    completeness: Mapping[str, Row],
+    found: Mapping[str, str],
+    plans: bool,
+) -> list[Row]:
+    """The report's two sentences: which λ and how stable, or what was found without planning; how sure.
+
+    Args:
+        found: the findings of `figures`, by quantity.
+        plans: whether the sweep evaluates planning at all.
+    """
     trials, cells = completeness["trials_missing"], completeness["cells_missing"]
     missing = trials if trials["value"] or not cells["value"] else cells
     if not main:
-        first = "There is no verdict yet: no trial has planning results."
+        told = [found[name] for name in WITHOUT_PLANNING if found.get(name)]
+        first, n = "There is no verdict yet: no trial has planning results.", 0
         second = f"{_sentence(missing['text'])}."
-        n = 0
+        if not plans and told:
+            first = f"{'. '.join(told)}."
+            second = f"This sweep plans nothing, so which point plans best is not asked; {missing['text']}."
     else:
         first, second = _which(place, main), _how_sure(main, missing)
         n = main["best_success"]["n"]
@@ -107,7 +123,7 @@ def figures(
     """One sentence per figure, its title; where there is nothing to find, no row."""
     same = [pl.col(name) == value for name, value in group.items()]
     every = stability.filter(*same, pl.col("runs") == "all")
-    best = main.get("best_point", {})
+    best = main.get("best_point") or _only_point(every)
     texts = {
         "finding_latents": _joined(
             _latents(tables["trials"].filter(*same), tables["latents"].filter(*same)),
@@ -126,6 +142,16 @@ def figures(
         }
         rows.append(success)
     return rows
+
+
+def _only_point(every: pl.DataFrame) -> Row:
+    """The point of a world that has just one, as `best_point` would have it."""
+    points = every.filter(pl.col("point").is_not_null(), pl.col("method").is_not_null())
+    points = points.select("point", "lam").unique()
+    if points.height != 1:
+        return {}
+    point, lam = points.row(0)
+    return {"point": point, "text": label(point, lam)}
 
 
 MAX_NAMED = 6

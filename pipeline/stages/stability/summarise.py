@@ -40,8 +40,12 @@ def summarise(
         place = dict(zip(GROUP, first, strict=True)) if first else dict(group)
         completeness = _completeness(group, tables["trials"], tables["cells"])
         rows += completeness.values()
-        rows += findings.verdict(place, main, completeness)
-        rows += findings.figures(group, place, main, tables, stability, comparison)
+        found = findings.figures(group, place, main, tables, stability, comparison)
+        plans = bool(main) or _asks_planning(group, tables["cells"])
+        told = {str(row["quantity"]): str(row["text"]) for row in found}
+        rows += findings.verdict(place, main, completeness, told, plans)
+        rows.append({**group, "quantity": "plans", "value": float(plans)})
+        rows += found
     rows += time_ratios(tables["timing"])
     return make_frame(rows, SCHEMAS["summary"])
 
@@ -57,6 +61,12 @@ def _worlds(trials: pl.DataFrame, stability: pl.DataFrame) -> list[Row]:
     names = ["method", "env", "profile"]
     both = pl.concat([trials.select(names), stability.select(names)])
     return both.filter(pl.col("method").is_not_null()).unique().sort(names).to_dicts()
+
+
+def _asks_planning(group: Row, cells: pl.DataFrame) -> bool:
+    """Whether planning is among what is evaluated; of a world without any cells nothing is known."""
+    own = cells.filter(*[pl.col(name) == value for name, value in group.items()])
+    return own.is_empty() or bool((own["stage"] == "planning").any())
 
 
 def _completeness(group: Row, trials: pl.DataFrame, cells: pl.DataFrame) -> dict[str, Row]:

@@ -14,7 +14,7 @@ def label(point: str | None, lam: float | None) -> str:
     parts = [f"λ = {lam:g}"] if lam is not None and LAM_KEY in (point or LAM_KEY) else []
     for part in apart_from_lam(point or "").split():
         key, _, value = part.partition("=")
-        parts.append(f"{key.rpartition('.')[2].replace('_', ' ')} = {value}")
+        parts.append(f"{key.rpartition('.')[2].replace('_', ' ')} = {value.removesuffix('.0')}")
     return ", ".join(parts) or "the only point"
 
 

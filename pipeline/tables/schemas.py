@@ -6,7 +6,7 @@ import polars as pl
 
 SCHEMA_VERSION = 2
 """Raised by any change of a stage's schema; part of every cell's identity and of every file's metadata."""
-JUDGED_VERSION = 6
+JUDGED_VERSION = 7
 """Version of the tables in `JUDGED`; raised also when their rows change their meaning."""
 JUDGED = ("stability", "comparison", "profiles", "summary")
 """Tables made from others: one of an older version is made again, not migrated."""

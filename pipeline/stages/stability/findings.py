@@ -127,7 +127,7 @@ def figures(
     texts = {
         "finding_latents": _joined(
             _latents(tables["trials"].filter(*same), tables["latents"].filter(*same)),
-            _copying(every, best),
+            _copying(every, best) or _straightness(every),
         ),
         "finding_curves": _curves(every),
         "finding_probing": _probing(every, best),
@@ -196,6 +196,24 @@ def _copying(every: pl.DataFrame, best: Row) -> str:
         f"at {best['text']} the error of predicting the next embedding is {row['mean']:.2f} × that of "
         f"copying the last one{interval}"
     )
+
+
+def _straightness(every: pl.DataFrame) -> str:
+    """Where latent paths run straightest, of several points of which none is the best."""
+    rows = every.filter(
+        (pl.col("metric") == "straightness") & (pl.col("layer") == "projected"),
+        pl.col("mean").is_not_null(),
+    ).sort("mean", "point", descending=[True, False])
+    if rows.height < 2:
+        return ""
+    parts = []
+    for row in (rows.row(0, named=True), rows.row(-1, named=True)):
+        ends = "" if row["ci_low"] is None else f", {row['ci_low']:.2f} to {row['ci_high']:.2f}"
+        figures = f"mean cosine {row['mean']:.2f}{ends}".replace("-", "\N{MINUS SIGN}")
+        parts.append(
+            f"{label(row['point'], row['lam'])} ({figures} over {count(row['num_seeds'], 'seed')})"
+        )
+    return f"latent paths run straightest at {parts[0]} and least straight at {parts[1]}"
 
 
 def _joined(*parts: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lewm.config import OBJECTIVES, Config
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised by any change that alters the bits of a trained model; part of every trial's identity."""
 
 TRAINING_FIELDS = ("method", "seed", "model", "loss", "decoder", "pldm", "dino", "data", "optim")

@@ -7,6 +7,9 @@ batch on one device.
 Shapes: B batch, T time, D latent, M directions, K knots.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,20 +49,45 @@ def epps_pulley(h: Tensor, num_knots: int = NUM_KNOTS, knot_max: float = KNOT_MA
         (...) statistics >= 0, of order 1 for samples of N(0, 1) at any B; divide by B to compare
         different B. A point mass at 0 scores the most, B times a constant.
     """
-    nodes_K, normal_K, weights_K = _quadrature(num_knots, knot_max, h)
-    angles = h.unsqueeze(-1) * nodes_K
-    real = angles.cos().mean(-2) - normal_K
-    imag = angles.sin().mean(-2)
-    return (real.square() + imag.square()) @ weights_K * h.shape[-1]
+    statistic: Tensor = _EppsPulley.apply(h, num_knots, knot_max)  # type: ignore[no-untyped-call]
+    return statistic
 
 
-def _quadrature(num_knots: int, knot_max: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nodes, N(0, 1)'s characteristic function and weights; the node 0 adds nothing and is left out."""
-    nodes_K = torch.linspace(0, knot_max, num_knots, dtype=like.dtype, device=like.device)[1:]
-    normal_K = torch.exp(-nodes_K.square() / 2)
-    weights_K = 2 * knot_max / (num_knots - 1) * normal_K
-    weights_K[-1] /= 2
-    return nodes_K, normal_K, weights_K
+class _EppsPulley(torch.autograd.Function):
+    """Value and slope in one pass over the knots, in memory that does not grow with their number.
+
+    Nodes are even, so each one's cosines and sines come from the last one's by a rotation; only the
+    first are computed as such. Against float64: relative error of value and slope below 1e-5.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, num_knots: int, knot_max: float) -> Tensor:
+        spacing = knot_max / (num_knots - 1)
+        cos_1, sin_1 = (h * spacing).cos(), (h * spacing).sin()
+        cos, sin = cos_1, sin_1
+        slope = torch.zeros_like(h)
+        statistic = h.new_zeros(*h.shape[:-1], 1)
+        for k in range(1, num_knots):  # the node 0 adds nothing
+            if k > 1:
+                cos, sin = (
+                    torch.mul(cos, cos_1).addcmul_(sin, sin_1, value=-1),
+                    torch.mul(sin, cos_1).addcmul_(cos, sin_1),
+                )
+            node = k * spacing
+            normal = math.exp(-(node**2) / 2)
+            weight = spacing * normal * (1 if k == num_knots - 1 else 2)
+            real = cos.mean(-1, keepdim=True) - normal
+            imag = sin.mean(-1, keepdim=True)
+            statistic += weight * (real.square() + imag.square())
+            slope.addcmul_(cos, imag, value=2 * weight * node)
+            slope.addcmul_(sin, real, value=-2 * weight * node)
+        ctx.save_for_backward(slope)
+        return statistic.squeeze(-1) * h.shape[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * grads[0].unsqueeze(-1), None, None
 
 
 def unit_directions(dim: int, num_directions: int, generator: torch.Generator) -> Tensor:

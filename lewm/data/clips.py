@@ -272,4 +272,4 @@ def prepare_frames(frames: Tensor) -> Tensor:
     """
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).reshape(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).reshape(3, 1, 1)
-    return (frames.contiguous().float() / 255.0 - mean) / std
+    return torch.div(frames.contiguous(), 255.0).sub_(mean).div_(std)

@@ -260,6 +260,19 @@ def test_a_sweep_that_does_not_plan_answers_with_what_it_found() -> None:
     assert "Planning success" not in words and "What to run next" not in words
 
 
+def test_several_points_without_planning_are_told_apart_by_straightness() -> None:
+    tables = make_tables(lams=(0.1, 0.3))
+    tables["planning"] = tables["planning"].clear()
+    tables["cells"] = tables["cells"].filter(pl.col("stage") != "planning")
+    given = judged(tables)
+    straight = (
+        given["stability"].filter(metric="straightness", layer="projected", runs="all").sort("mean")
+    )
+    first, last = (f"λ = {lam:g} (mean cosine" for lam in straight["lam"].gather([-1, 0]))
+    assert f"straightest at {first}" in visible(render(given, META))
+    assert f"least straight at {last}" in visible(render(given, META))
+
+
 def test_no_trials_at_all() -> None:
     empty = {name: pl.DataFrame(schema=dict(schema)) for name, schema in SCHEMAS.items()}
     assert "no trials yet" in visible(render(empty, META))

@@ -89,7 +89,7 @@ def _tiny_causal_attention(query: Tensor, key: Tensor, value: Tensor, heads: int
     """Attention of the last tokens over a handful of keys: products written out, for a
     matrix product of 3 x 3 costs more to start than to compute."""
     num_out, num_keys = query.shape[1], key.shape[1]
-    q, k, v = (x.unflatten(-1, (heads, -1)) for x in (query, key, value))
+    q, k, v = (x.reshape(*x.shape[:-1], heads, -1) for x in (query, key, value))
     scores_BOKH = (q.unsqueeze(2) * k.unsqueeze(1)).sum(-1) * q.shape[-1] ** -0.5
     if num_out > 1:
         later = torch.ones(num_out, num_keys, dtype=torch.bool, device=query.device)

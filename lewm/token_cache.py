@@ -18,7 +18,9 @@ import torch
 
 from lewm.config import Config
 from lewm.data.clips import prepare_frames
-from lewm.data.episodes import PIXELS, EpisodeFile, content_hash
+from lewm.data.digest import content_hash
+from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import PIXELS
 from lewm.dinov2 import DINOv2
 from lewm.identity import digest
 

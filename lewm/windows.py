@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import PIXELS, EpisodeFile
+from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import PIXELS
 from lewm.envs import Env
 from lewm.protocol import Protocol
 

@@ -47,7 +47,7 @@ def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
         ValueError: one line: broken weights, another world's, no action units, a protocol that needs
             the training file, or a manifest of another dataset.
     """
-    from lewm.data.episodes import fingerprint as fingerprint_of
+    from lewm.data.digest import fingerprint as fingerprint_of
     from lewm.released import load_normaliser, load_released, weights_hash
     from lewm.released_config import read_config
 

@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace, command: str) -> int:
     request = make_request(args)
     fingerprint = None
     if request.dataset is not None:
-        from lewm.data.episodes import fingerprint as fingerprint_of
+        from lewm.data.digest import fingerprint as fingerprint_of
         from pipeline.datasets.cache import local_copy
 
         fingerprint = fingerprint_of(local_copy(request.dataset))

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lewm.config import Config
-from lewm.data.episodes import PIXELS, EpisodeFile
+from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import PIXELS
 from lewm.methods import Batch
 
 Array = npt.NDArray[Any]

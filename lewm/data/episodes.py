@@ -1,34 +1,31 @@
-"""Episode files: HDF5 in the published layout, read from anyone, written with one frame per chunk.
+"""Episode files, read: HDF5 in the published layout, anyone's or ours, and in our packed one.
 
-A frame is the fastest to reach in a chunk of its own; `lewm.data.repack` rewrites a file that way. Layout (facts §9.1): one dataset per column, first axis = the steps of all episodes one after another;
-`ep_len` (E,) and `ep_offset` (E,); `pixels` (N, H, W, 3) uint8; `action` (N, A), where action[t] leaves
-frame t and the last action of an episode is NaN; `episode_idx`, `ep_idx` or neither. Names of nested
-groups are read with `_` for `/`.
+Published layout (facts §9.1): one dataset per column, first axis = the steps of all episodes one after
+another; `ep_len` (E,) and `ep_offset` (E,); `pixels` (N, H, W, 3) uint8; `action` (N, A), where action[t]
+leaves frame t and the last action of an episode is NaN; `episode_idx`, `ep_idx` or neither. Names of nested
+groups are read with `_` for `/`. How frames are stored decides how fast they are reached: see
+`lewm.data.frames`; `lewm.data.repack` rewrites a file.
 """
 
-import hashlib
 import math
-import os
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import h5py
-import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 
+from lewm.data.frames import PIXELS, PIXELS_XOR, FrameReader
+
 Array = npt.NDArray[Any]
 
-PIXELS = "pixels"
 INDEX_COLUMNS = ("episode_idx", "ep_idx")
 EPISODE_TABLES = ("ep_len", "ep_offset")
 FILLED_IN = (*INDEX_COLUMNS, *EPISODE_TABLES, "step_idx")
 STATE_COLUMNS = ("state", "proprio", "qpos", "qvel", "observation")
 """Columns that must be finite throughout; others, such as `reward`, are often NaN at the ends."""
-FINGERPRINT_FRAMES = 1000
 BLOCK_ROWS = 256
 """Frames handed to or asked from HDF5 at once."""
 
@@ -71,10 +68,14 @@ class EpisodeFile:
             reason = str(error).split("(")[-1].rstrip(")")
             raise ValueError(f"dataset {self.path}: truncated or not HDF5 ({reason})") from None
         self._cache: dict[str, Array] = {}
+        self._frames: FrameReader | None = None
         try:
             self._datasets, self.left_out = _columns(self._file)
+            xored = PIXELS not in self._datasets and PIXELS_XOR in self._datasets
+            if xored:
+                self._datasets[PIXELS] = self._datasets.pop(PIXELS_XOR)
             self._check()
-            self.keep_decoded(0)
+            self._open_frames(xored)
         except BaseException:
             self._file.close()
             raise
@@ -117,6 +118,16 @@ class EpisodeFile:
                 raise self._wrong(f"column {name!r} disagrees with ep_len")
         check_finite(self.path, "action", self._whole("action"), self.ep_offset)
 
+    def _open_frames(self, xored: bool) -> None:
+        dataset = self._datasets[PIXELS]
+        if FrameReader.reads(dataset):
+            keys = np.repeat(self.ep_offset, self.ep_len) if xored else None
+            self._frames = FrameReader(self.path, dataset, keys)
+        elif xored:
+            raise self._wrong(f"{PIXELS_XOR} must be one LZ4 chunk per frame")
+        else:
+            self.keep_decoded(0)
+
     def _wrong(self, what: str) -> ValueError:
         return ValueError(f"dataset {self.path}: {what}")
 
@@ -149,13 +160,34 @@ class EpisodeFile:
             values = self._whole(column)
             return values if rows is None else values[self._checked(rows)]
         chosen = np.arange(self.num_rows) if rows is None else self._checked(rows)
-        frames = np.empty((chosen.size, *self._dataset(PIXELS).shape[1:]), dtype=np.uint8)
+        frames = np.empty((*chosen.shape, *self.frame_shape), dtype=np.uint8)
+        self.read_frames(chosen, frames)
+        return frames
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        return (self.image_size, self.image_size, 3)
+
+    def read_frames(self, rows: Array, out: npt.NDArray[np.uint8]) -> None:
+        """Decodes frames to where they are wanted.
+
+        Args:
+            rows: integers of any shape R.
+            out: R + (H, W, 3), contiguous.
+
+        Raises:
+            ValueError: a row out of range, or stored bytes that do not decode.
+        """
+        chosen = self._checked(rows).reshape(-1)
+        flat = out.reshape(-1, *self.frame_shape)
         try:
-            if chosen.size:
-                self._read_frames(chosen.reshape(-1), frames)
+            if self._frames is not None:
+                self._frames.read(chosen, flat)
+            elif chosen.size:
+                self._read_chunks(chosen, flat)
         except (OSError, RuntimeError) as error:
             raise self._wrong(f"frames do not decode ({str(error).splitlines()[0]})") from None
-        return frames.reshape(*chosen.shape, *frames.shape[1:])
 
     def _checked(self, rows: Array | Sequence[int]) -> Array:
         chosen = np.asarray(rows, dtype=np.int64)
@@ -163,8 +195,8 @@ class EpisodeFile:
             raise self._wrong(f"rows must be within 0..{self.num_rows - 1}")
         return chosen
 
-    def _read_frames(self, rows: Array, frames: Array) -> None:
-        """Reads runs of adjoining rows, ascending, so that HDF5 decodes each chunk once."""
+    def _read_chunks(self, rows: Array, frames: Array) -> None:
+        """Reads through HDF5, runs of adjoining rows, ascending, so that HDF5 decodes each chunk once."""
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         adjoining = (np.diff(ascending) == 1) & (np.diff(order) == 1)
@@ -183,7 +215,7 @@ class EpisodeFile:
 
         The chunks of the last frame always are; 0 goes back to that.
         """
-        if self._datasets[PIXELS].chunks is None:
+        if self._frames is not None or self._datasets[PIXELS].chunks is None:
             return
         dataset = self._datasets.pop(PIXELS)
         name, chunk, access = dataset.name.encode(), dataset.chunks, dataset.id.get_access_plist()
@@ -222,6 +254,9 @@ class EpisodeFile:
 
     def close(self) -> None:
         """Closes the file; columns already read stay usable."""
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -270,150 +305,3 @@ def check_finite(path: Path, column: str, values: Array, ep_offset: Array) -> No
         raise ValueError(
             f"dataset {path}: {column} of episode {episode}, step {step} is not finite{hint}"
         )
-
-
-class ColumnDigest:
-    """SHA-256 over decoded columns: their names, types, row shapes and values, never their storage."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, tuple[str, Any]] = {}
-
-    def update(self, name: str, values: Array) -> None:
-        """Adds the next rows of a column; how rows are divided between calls does not matter."""
-        little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-        key = f"{name} {little.dtype.str} {values.shape[1:]}"
-        known, digest = self._columns.setdefault(name, (key, hashlib.sha256()))
-        if known != key:
-            raise ValueError(f"column {name!r} changes from {known!r} to {key!r}")
-        digest.update(little.data)
-
-    def hexdigest(self) -> str:
-        """Hash over all columns in the order of their names."""
-        lines = [f"{key} {digest.hexdigest()}" for key, digest in self._columns.values()]
-        return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-
-
-def content_hash(path: str | Path) -> str:
-    """SHA-256 over the decoded arrays of an episode file; chunking and compression do not matter.
-
-    Raises:
-        ValueError: the file is broken (see `EpisodeFile`).
-    """
-    with EpisodeFile(path) as file:
-        digest = numeric_digest(file)
-        for start in range(0, file.num_rows, BLOCK_ROWS):
-            rows = np.arange(start, min(start + BLOCK_ROWS, file.num_rows))
-            digest.update(PIXELS, file.read(PIXELS, rows))
-        return digest.hexdigest()
-
-
-def numeric_digest(source: Source) -> ColumnDigest:
-    """The beginning of a content hash: all columns but `pixels`."""
-    digest = ColumnDigest()
-    for name in (*source.columns, *EPISODE_TABLES):
-        if name != PIXELS:
-            digest.update(name, source.read(name))
-    return digest
-
-
-def fingerprint(path: str | Path) -> str:
-    """Identity of a named foreign file without reading all of it.
-
-    SHA-256 over its size, the metadata of its columns, all numeric columns but `pixels`, and 1,000
-    frames at fixed places.
-
-    Raises:
-        ValueError: the file is broken (see `EpisodeFile`).
-    """
-    with EpisodeFile(path) as file:
-        return fingerprint_of(file, file.path.stat().st_size)
-
-
-def fingerprint_of(source: Source, size: int) -> str:
-    """`fingerprint` of what is open already and takes `size` bytes."""
-    digest = numeric_digest(source)
-    count = min(FINGERPRINT_FRAMES, source.num_rows)
-    rows = np.linspace(0, source.num_rows - 1, count).astype(np.int64)
-    for part in np.array_split(rows, math.ceil(count / BLOCK_ROWS)):
-        digest.update(PIXELS, source.read(PIXELS, part))
-    text = f"{size} {source.num_rows} {source.ep_len.size} {digest.hexdigest()}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_episodes(path: str | Path, episodes: Iterable[Mapping[str, Array]]) -> str:
-    """Writes episodes to a new file, atomically: one frame per chunk, Blosc-LZ4 with shuffle.
-
-    `episode_idx`, `step_idx`, `ep_len` and `ep_offset` are filled in; columns of these names are
-    ignored.
-
-    Args:
-        episodes: each a mapping of column name to an array with one row per step, `pixels`
-            (T, size, size, 3) uint8 and `action` (T, A) among them; all alike in columns and types.
-
-    Returns:
-        The content hash of the file.
-
-    Raises:
-        ValueError: no episodes, or episodes that differ in columns, types or row shapes.
-    """
-    target = Path(path)
-    temp = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with h5py.File(temp, "w") as file:
-            digest = _write(file, episodes)
-        with temp.open("rb") as written:
-            os.fsync(written.fileno())
-        temp.replace(target)
-    finally:
-        temp.unlink(missing_ok=True)
-    return digest
-
-
-def _write(file: h5py.File, episodes: Iterable[Mapping[str, Array]]) -> str:
-    digest = ColumnDigest()
-    numeric: dict[str, list[Array]] = {}
-    lengths: list[int] = []
-    pixels: Any = None
-    for number, episode in enumerate(episodes):
-        columns = {k: np.asarray(v) for k, v in episode.items() if k not in FILLED_IN}
-        length = len(columns["action"])
-        columns["episode_idx"] = np.full(length, number, dtype=np.int64)
-        columns["step_idx"] = np.arange(length, dtype=np.int64)
-        frames = columns.pop(PIXELS)
-        if numeric and set(columns) != set(numeric):
-            raise ValueError(f"episode {number} has other columns than the first")
-        if any(len(values) != length for values in (frames, *columns.values())):
-            raise ValueError(f"episode {number}: its columns differ in length")
-        digest.update(PIXELS, frames)
-        for name, values in columns.items():
-            digest.update(name, values)
-            numeric.setdefault(name, []).append(values)
-        if pixels is None:
-            pixels = make_pixels(file, 0, frames.shape[1])
-        start = pixels.shape[0]
-        pixels.resize(start + length, axis=0)
-        pixels[start:] = frames
-        lengths.append(length)
-    if not lengths:
-        raise ValueError("no episodes to write")
-    offsets = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.int64)
-    tables: dict[str, Array] = {"ep_len": np.array(lengths, dtype=np.int32), "ep_offset": offsets}
-    for name, table in tables.items():
-        digest.update(name, table)
-        file.create_dataset(name, data=table)
-    for name, rows in numeric.items():
-        file.create_dataset(name, data=np.concatenate(rows))
-    return digest.hexdigest()
-
-
-def make_pixels(file: h5py.File, num_rows: int, image_size: int) -> Any:
-    """The `pixels` of a new file, still to be filled: one frame per chunk, Blosc-LZ4 with shuffle."""
-    frame = (image_size, image_size, 3)
-    return file.create_dataset(
-        PIXELS,
-        shape=(num_rows, *frame),
-        maxshape=(None, *frame),
-        chunks=(1, *frame),
-        dtype=np.uint8,
-        compression=hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=hdf5plugin.Blosc.SHUFFLE),
-    )

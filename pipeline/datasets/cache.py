@@ -133,7 +133,7 @@ def _holds(cache: Storage, name: str, size: int | None, expected: str | None) ->
     if _is_noted(cache, name, expected):
         return True
 
-    from lewm.data.episodes import fingerprint
+    from lewm.data.digest import fingerprint
 
     note = cache.read_json(f"{name}.json") or {}
     try:
@@ -192,7 +192,7 @@ def _copy(source: Any, target: BinaryIO, uri: str, size: int | None, console: Co
 def _note(cache: Storage, name: str, uri: str, expected: str | None) -> None:
     """Checks a fresh copy and writes down what it holds; a wrong one does not stay."""
 
-    from lewm.data.episodes import fingerprint
+    from lewm.data.digest import fingerprint
 
     copy = cache.path(name)
     try:

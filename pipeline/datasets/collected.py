@@ -15,7 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lewm.config import Config
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import PIXELS, EpisodeFile, content_hash, write_episodes
+from lewm.data.digest import content_hash
+from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import PIXELS
+from lewm.data.write import write_episodes
 from lewm.envs import env_class, make_env
 from lewm.identity import RECIPE_VERSION, dataset_id
 from pipeline.datasets.repack import file_state

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from lewm.data.episodes import PIXELS, STATE_COLUMNS, check_finite
+from lewm.data.episodes import STATE_COLUMNS, check_finite
+from lewm.data.frames import PIXELS
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lewm.data.episodes import EpisodeFile, Source, content_hash, fingerprint, fingerprint_of
+from lewm.data.digest import content_hash, fingerprint, fingerprint_of
+from lewm.data.episodes import EpisodeFile, Source
 from lewm.data.repack import repack
 from pipeline.datasets.lance_source import LanceSource, is_lance
 from pipeline.progress import QUIET_S, duration

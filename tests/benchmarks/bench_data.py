@@ -24,7 +24,8 @@ import torch
 from lewm.config import DataConfig
 from lewm.data.clips import ClipData
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.overrides import make_config
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "datasets"

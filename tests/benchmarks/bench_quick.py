@@ -14,7 +14,8 @@ import torch
 from lewm.config import DataConfig
 from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.envs import make_env
 from lewm.methods import Batch, make_method
 from pipeline.resolve import resolve

@@ -19,7 +19,8 @@ import torch
 
 from lewm.config import Config
 from lewm.data.clips import ClipData, Normaliser, prepare_frames
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.methods import Method, make_method
 from lewm.overrides import make_config
 from lewm.released import Naming, export_released, load_released

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lewm.data.clips import ClipData, Normaliser, prepare_frames, split_episodes
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.identity import trial_id
 from lewm.overrides import make_config
 from lewm.training import train

@@ -11,7 +11,8 @@ from lewm.block_causal import BlockCausal
 from lewm.checkpoint import load_method, read_checkpoint
 from lewm.control import felt
 from lewm.data.clips import ClipData, prepare_frames
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.dinov2 import URL, DINOv2, load_dinov2, random_dinov2, weights_sha256
 from lewm.envs import ENVS, make_env
 from lewm.identity import training_fields, trial_id

@@ -1,6 +1,7 @@
 """Episode files: published ones open, ours round-trip, broken ones are refused in one line."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -8,7 +9,9 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from lewm.data.episodes import EpisodeFile, content_hash, fingerprint, write_episodes
+from lewm.data.digest import content_hash, fingerprint
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "datasets"
 FILES = {
@@ -89,12 +92,74 @@ def test_round_trip(ours, episodes):
             assert back["step_idx"].tolist() == list(range(len(values)))
 
 
-def test_storage_is_one_frame_per_chunk_with_blosc(ours):
+def test_any_reader_of_the_published_layout_reads_ours(ours, episodes):
     with h5py.File(ours) as file:
         assert file["pixels"].chunks == (1, 16, 16, 3)
-        filters = file["pixels"].id.get_create_plist().get_filter(0)
-        assert filters[0] == hdf5plugin.Blosc().filter_id
+        np.testing.assert_array_equal(
+            file["pixels"][()], np.concatenate([e["pixels"] for e in episodes])
+        )
         assert file["ep_len"].dtype == np.int32 and file["ep_offset"].dtype == np.int64
+
+
+def still_scenes():
+    """Episodes in which little moves before a busy background: XOR pays."""
+    rng = np.random.default_rng(0)
+    for length in (7, 3, 12):
+        episode = make_episode(length)
+        episode["pixels"] = np.tile(rng.integers(0, 256, (1, 16, 16, 3), "u1"), (length, 1, 1, 1))
+        episode["pixels"][:, 4, 4] = np.arange(length)[:, None]
+        yield episode
+
+
+def test_what_stands_still_is_stored_as_a_difference(tmp_path):
+    whole = np.concatenate([e["pixels"] for e in still_scenes()])
+    packed, published = tmp_path / "packed.h5", tmp_path / "published.h5"
+    hashes = {write_episodes(packed, still_scenes())}
+    hashes |= {write_episodes(published, still_scenes(), "published")}
+    assert hashes == {content_hash(packed)} == {content_hash(published)}
+    assert packed.stat().st_size < 0.8 * published.stat().st_size
+    with h5py.File(packed) as file, h5py.File(published) as plain:
+        assert "pixels" not in file and "pixels_xor" not in plain
+        np.testing.assert_array_equal(plain["pixels"][()], whole)
+    with EpisodeFile(packed) as file:
+        assert file.columns == ("action", "episode_idx", "pixels", "proprio", "step_idx")
+        for rows in ([], [21, 0, 7, 7, 8], np.array([[3, 2], [9, 10]]), np.arange(22)):
+            rows = np.array(rows, dtype=np.int64)
+            np.testing.assert_array_equal(file.read("pixels", rows), whole[rows])
+
+
+def test_one_reader_serves_many_threads(ours, episodes):
+    whole = np.concatenate([e["pixels"] for e in episodes])
+    orders = [np.random.default_rng(seed).integers(0, 22, 400) for seed in range(8)]
+    with EpisodeFile(ours) as file, ThreadPoolExecutor(8) as pool:
+        for rows, frames in zip(
+            orders, pool.map(lambda r: file.read("pixels", r), orders), strict=True
+        ):
+            np.testing.assert_array_equal(frames, whole[rows])
+
+
+@pytest.mark.parametrize("harm", ["noise", "cut", "another size", "missing"])
+def test_frames_that_do_not_decode_are_refused(ours, harm):
+    def change(file):
+        pixels = file["pixels"].id
+        chunk = pixels.read_direct_chunk((8, 0, 0, 0))[1]
+        bad = {
+            "noise": b"\xff" * 40,
+            "cut": chunk[:-3],
+            "another size": b"\0" * 7 + b"\x10" + chunk[8:],
+            "missing": chunk,
+        }
+        if harm == "missing":
+            file["pixels"].resize(8, axis=0)
+            file["pixels"].resize(22, axis=0)
+        else:
+            pixels.write_direct_chunk((8, 0, 0, 0), bad[harm])
+
+    with EpisodeFile(edited(ours, change)) as file:
+        file.read("pixels", [7])
+        with pytest.raises(ValueError, match=r"ours\.h5: frames do not decode \(.*row 8") as caught:
+            file.read("pixels", [7, 8])
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rows", [[5, 0, 21, 5], [[0, 1], [20, 2]], [], list(range(22))])

@@ -11,7 +11,8 @@ from lewm.config import DataConfig
 from lewm.control import run_recorded
 from lewm.data.clips import split_episodes
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import Manifest, check_manifest, make_manifest
 from lewm.protocol import Protocol, protocol_from_dict

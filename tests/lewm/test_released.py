@@ -13,7 +13,7 @@ import torch
 from lewm.checkpoint import load_method
 from lewm.config import Config
 from lewm.data.clips import Normaliser
-from lewm.data.episodes import write_episodes
+from lewm.data.write import write_episodes
 from lewm.methods import Method, make_method
 from lewm.methods.lewm import LeWM
 from lewm.overrides import make_config

@@ -7,10 +7,12 @@ import h5py
 import numpy as np
 import pytest
 
-from lewm.data import episodes as episodes_module
 from lewm.data import repack as module
-from lewm.data.episodes import EpisodeFile, content_hash, write_episodes
+from lewm.data.digest import content_hash
+from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import frames_of
 from lewm.data.repack import repack
+from lewm.data.write import write_episodes
 from tests.lewm.test_episodes import FILES, PUBLISHED, make_episode
 
 
@@ -52,7 +54,7 @@ def test_published_files(name, tmp_path):
             for column in new.columns:
                 np.testing.assert_array_equal(new.read(column), source.read(column))
     with h5py.File(whole) as raw:
-        assert raw["pixels"].chunks == (1, 224, 224, 3)
+        assert frames_of(raw).chunks == (1, 224, 224, 3)
     assert list((tmp_path / "work").iterdir()) == [whole]
     assert before == (file_hash(path), path.stat().st_mtime_ns)
 
@@ -77,14 +79,17 @@ def test_goes_on_with_the_same_bytes(source, tmp_path, monkeypatch):
     for count in (0, 2):
         with pytest.raises(Killed):
             repack(source, folder, kill_after(count))
-    kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert len(kept) == 3
+    assert sorted(path.name for path in folder.iterdir()) == [f"0000000{n}0.h5" for n in "024"]
     (folder / ".000000060.h5.1234.tmp").write_bytes(b"torn")
     made = []
-    write = module.write_episodes
-    monkeypatch.setattr(module, "write_episodes", lambda f, e: made.append(f.name) or write(f, e))
+    write = module.FrameWriter
+    monkeypatch.setattr(
+        module,
+        "FrameWriter",
+        lambda f, *rest: made.append(Path(f.filename).name[:11]) or write(f, *rest),
+    )
     whole, again = repack(source, folder, lambda _: None)
-    assert made == ["000000060.h5", "000000080.h5"]
+    assert made == [".000000060.", ".000000080.", "whole.h5"]
     assert again == digest and file_hash(whole) == file_hash(unbroken)
     assert list(folder.iterdir()) == [whole]
 
@@ -127,29 +132,40 @@ def test_a_part_that_went_bad_is_made_again(source, tmp_path, harm):
 
 
 def test_what_does_not_read_back_is_refused(source, tmp_path, monkeypatch):
-    write = episodes_module.write_episodes
+    class Faulty(module.FrameWriter):
+        def append(self, frames, key=None):
+            if len(self._dataset) == 8:
+                frames = frames.copy()
+                frames[5, 0, 0, 0] ^= 1
+            super().append(frames, key)
 
-    def faulty(file, episodes):
-        def changed():
-            for number, episode in enumerate(episodes):
-                if number == 1:
-                    episode["pixels"][5, 0, 0, 0] ^= 1
-                yield episode
-
-        return write(file, changed())
-
-    monkeypatch.setattr(module, "write_episodes", faulty)
+    monkeypatch.setattr(module, "FrameWriter", Faulty)
     with pytest.raises(ValueError, match="frame 13 does not read back") as caught:
         repack(source, tmp_path / "work", lambda _: None)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("name", ["published_reacher", "published_tworoom"])
+def test_there_and_back(name, tmp_path):
+    """To the packed layout, cut where episodes are not, and back to the published one."""
+    path = PUBLISHED / f"{name}.h5"
+    with EpisodeFile(path) as source:
+        packed, digest = repack(source, tmp_path / "packed", lambda _: None)
+    with EpisodeFile(packed) as source:
+        back, again = repack(source, tmp_path / "back", lambda _: None, "published")
+    assert digest == again == content_hash(path)
+    with h5py.File(back) as new, h5py.File(path) as old, h5py.File(packed) as between:
+        np.testing.assert_array_equal(new["pixels"][()], old["pixels"][()])
+        assert ("pixels" in between) == (name == "published_tworoom")
+        assert "pixels_xor" not in new
+
+
 def test_what_is_moved_wrongly_is_refused(source, tmp_path, monkeypatch):
     assemble = module._assemble
 
-    def faulty(source, whole, files):
-        moved = assemble(source, whole, files)
+    def faulty(source, whole, files, xored):
+        moved = assemble(source, whole, files, xored)
         with h5py.File(whole, "r+") as file:
             file["pixels"][50] ^= 1
         return moved

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lewm.checkpoint import load_checkpoint, load_method, read_checkpoint
-from lewm.data.episodes import write_episodes
+from lewm.data.write import write_episodes
 from lewm.training import train
 from tests.lewm.test_train import make_episodes, read_curve, tiny
 

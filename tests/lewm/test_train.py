@@ -14,7 +14,8 @@ from lewm.checkpoint import load_method, read_checkpoint
 from lewm.config import Config, OptimConfig
 from lewm.curve import COLUMNS
 from lewm.data.clips import ClipData
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.methods.pldm import TERMS
 from lewm.overrides import make_config
 from lewm.train import main

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lewm.data.episodes import EpisodeFile, content_hash
+from lewm.data.digest import content_hash
+from lewm.data.episodes import EpisodeFile
 from lewm.envs import ENVS
 from lewm.identity import dataset_id
 from lewm.overrides import make_config

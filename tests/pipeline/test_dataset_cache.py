@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lewm.data.episodes import fingerprint, write_episodes
+from lewm.data.digest import fingerprint
+from lewm.data.write import write_episodes
 from pipeline.datasets import cache as module
 from pipeline.datasets.cache import local_copy
 from tests.lewm.test_episodes import make_episode

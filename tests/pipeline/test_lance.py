@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from lewm.data.episodes import EpisodeFile, content_hash
+from lewm.data.digest import content_hash
+from lewm.data.episodes import EpisodeFile
 from pipeline.collect import main
 from pipeline.datasets.lance_source import LanceSource
 from tests.lewm.test_episodes import PUBLISHED

@@ -9,7 +9,8 @@ import pytest
 
 from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import fingerprint, write_episodes
+from lewm.data.digest import fingerprint
+from lewm.data.write import write_episodes
 from pipeline.resolve import resolve
 from pipeline.spec import Request, check_base
 from pipeline.sweep import main

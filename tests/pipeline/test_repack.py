@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lewm.data import repack as repack_module
-from lewm.data.episodes import EpisodeFile, content_hash, fingerprint, write_episodes
+from lewm.data.digest import content_hash, fingerprint
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from pipeline.collect import main
 from tests.lewm.test_episodes import PUBLISHED, make_episode
 

@@ -10,7 +10,8 @@ import torch
 from lewm.config import LatentsConfig, ProbingConfig
 from lewm.data.clips import Normaliser, split_episodes
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import EpisodeFile, write_episodes
+from lewm.data.episodes import EpisodeFile
+from lewm.data.write import write_episodes
 from lewm.manifest import make_manifest
 from lewm.methods import Method, make_method
 from lewm.overrides import make_config

@@ -7,7 +7,7 @@ import pytest
 import lewm.training
 from lewm.config import DataConfig
 from lewm.data.collect import collect_episode
-from lewm.data.episodes import write_episodes
+from lewm.data.write import write_episodes
 from lewm.identity import trial_id
 from lewm.overrides import make_config
 from pipeline.storage import Storage, parse_rows, read_marker

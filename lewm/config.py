@@ -189,6 +189,8 @@ class RunConfig(Frozen):
     """Steps between checkpoints: what a killed process can lose."""
     pixels_in_memory_gb: NonNegative = 1.0
     """Training frames are decoded into memory once if they fit into this many GB."""
+    loader_threads: Annotated[int, Field(ge=0)] = 2
+    """Threads that read batches ahead of an accelerator; a CPU reads its own."""
     dino_weights: str | None = None
     """Path of `dinov2_vits14_pretrain.pth`; None, or a path that is not there: the environment variable
     LEWM_DINOV2_WEIGHTS says."""

@@ -8,7 +8,6 @@ checkpoint holds weights, optimiser, generators and curve, and the data order is
 import math
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +20,9 @@ import torch
 from lewm.checkpoint import atomic_file
 from lewm.config import Config, OptimConfig
 from lewm.curve import RunFiles
-from lewm.data.clips import ClipData, prepare_frames
+from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile
+from lewm.data.loader import load_batches
 from lewm.methods import Batch, Method
 from lewm.run import Run, make_run, resume, save
 
@@ -109,8 +109,9 @@ def evaluate(
     errors, latents = [], []
     method.eval()
     with torch.inference_mode(), _autocast(config, device):
-        for first in range(0, num_clips, config.optim.batch_size):
-            batch = _on_device(val.load(indices[first : first + config.optim.batch_size]), device)
+        size = config.optim.batch_size
+        parts = np.split(indices, range(size, num_clips, size))
+        for batch in load_batches(val, parts, device):
             z_BTD = method.embed(batch)
             pred_BTD = method.predict(z_BTD[:, :-1], batch.actions_BTA[:, :-1])
             errors.append((pred_BTD.float() - z_BTD[:, 1:].float()).square().mean(dim=(1, 2)))
@@ -187,31 +188,12 @@ def _batches(run: Run, first: int, end: int) -> Iterator[Batch]:
     def order_of(epoch: int) -> npt.NDArray[np.int64]:
         return run.data.order(np.random.default_rng((seed, epoch)))
 
-    def load(step: int) -> Batch:
+    def clips_of(step: int) -> npt.NDArray[np.int64]:
         epoch, position = divmod(step, steps_per_epoch)
-        order = order_of(epoch)
-        return run.data.load(order[position * size : (position + 1) * size])
+        return order_of(epoch)[position * size : (position + 1) * size]
 
-    if run.device.type == "cpu":
-        for step in range(first, end):
-            yield _on_device(load(step), run.device)
-    elif first < end:
-        with ThreadPoolExecutor(max_workers=1) as pool:  # reads one batch ahead of the accelerator
-            ahead = pool.submit(load, first)
-            for step in range(first, end):
-                clips = ahead.result()
-                if step + 1 < end:
-                    ahead = pool.submit(load, step + 1)
-                yield _on_device(clips, run.device)
-
-
-def _on_device(clips: Batch, device: torch.device) -> Batch:
-    further = (clips.proprio_BTQ, clips.codes_BTPC)
-    return Batch(
-        prepare_frames(clips.frames_BTCHW.to(device)),
-        clips.actions_BTA.to(device),
-        *(None if x is None else x.to(device) for x in further),
-    )
+    threads = 0 if run.device.type == "cpu" else run.config.run.loader_threads
+    return load_batches(run.data, map(clips_of, range(first, end)), run.device, threads)
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -235,7 +235,7 @@ class ClipData:
             z-scored actions (B, T, A) float32 without NaN.
         """
         rows_BT = self.rows(indices)
-        return self._frames(rows_BT), self._action_blocks(rows_BT)
+        return self._frames(rows_BT, self.make_buffer(len(rows_BT))), self._action_blocks(rows_BT)
 
     def use_codes(self, codes: npt.NDArray[np.float16]) -> None:
         """From now on batches have these codes (N, P, C) of the file's rows, and no frames."""
@@ -244,22 +244,35 @@ class ClipData:
             self.in_memory = False
             del self._frames_NCHW
 
-    def load(self, indices: Array) -> Batch:
-        """Clips by number as a batch, frames still uint8, with whatever else was asked for."""
+    def make_buffer(self, num_clips: int, pinned: bool = False) -> Tensor:
+        """Memory for the frames of that many clips, to be filled again and again."""
+        size = self._file.image_size
+        frame = (3, size, size) if self.in_memory else (size, size, 3)
+        shape = (0,) if self._codes is not None else (num_clips, self.num_frames, *frame)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+
+    def load(self, indices: Array, buffer: Tensor) -> Batch:
+        """Clips by number as a batch, frames still uint8, with whatever else was asked for.
+
+        Args:
+            buffer: of `make_buffer` for as many clips or more; the frames are a view of it.
+        """
         rows_BT = self.rows(indices)
         proprio = None if self.proprio is None else self.proprio[torch.from_numpy(rows_BT)]
         if self._codes is None:
-            return Batch(self._frames(rows_BT), self._action_blocks(rows_BT), proprio)
+            frames = self._frames(rows_BT, buffer[: len(rows_BT)])
+            return Batch(frames, self._action_blocks(rows_BT), proprio)
         codes = torch.from_numpy(self._codes[rows_BT])
         none = torch.empty((*rows_BT.shape, 3, 0, 0), dtype=torch.uint8)
         return Batch(none, self._action_blocks(rows_BT), proprio, codes)
 
-    def _frames(self, rows_BT: Array) -> Tensor:
+    def _frames(self, rows_BT: Array, buffer: Tensor) -> Tensor:
         if self.in_memory:
             places = torch.from_numpy(self._place[rows_BT].reshape(-1))
-            frames = self._frames_NCHW.index_select(0, places)
-            return frames.reshape(*rows_BT.shape, *frames.shape[1:])
-        return torch.from_numpy(self._file.read(PIXELS, rows_BT)).movedim(-1, -3)
+            torch.index_select(self._frames_NCHW, 0, places, out=buffer.flatten(0, 1))
+            return buffer
+        self._file.read_frames(rows_BT, buffer.numpy())
+        return buffer.movedim(-1, -3)
 
     def _action_blocks(self, rows_BT: Array) -> Tensor:
         action_rows = torch.from_numpy(rows_BT[:, :1] + np.arange(self.span))

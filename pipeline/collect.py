@@ -8,6 +8,7 @@ python -m pipeline.collect push_t --policy weak+pusher                each episo
 python -m pipeline.collect cube --render-quality fast                 several times faster
 python -m pipeline.collect --repack published.h5                      rewrites a published file (HDF5
                                                                       or Lance) once, for fast reading
+python -m pipeline.collect --repack packed.h5 --layout published      back: `pixels` for any reader
 
 The same command again goes on where it was interrupted. Every episode is a pure function of the seed
 and its number, so the content hash is the same for any number of workers. Train on a file with
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from lewm.config import Config
 
 Stop = Callable[[], bool]
+LAYOUTS = ("packed", "published")
+"""Of `lewm.data.frames`, which takes a second to import."""
 
 
 def default_policy(env: str) -> str:
@@ -79,6 +82,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--storage", default="runs", help="folder or s3://bucket/prefix (default: runs)")
     add("--out", help="file to write, instead of <storage>/datasets/<name>.h5")
     add("--repack", metavar="FILE", help="rewrite this dataset instead of collecting one")
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="with --repack: packed stores frames as differences where that takes less room; published "
+        "is read by any HDF5 reader (default: packed)",
+    )
     args = parser.parse_args(argv)
     if (args.env is None) == (args.repack is None):
         parser.error("give either an environment or --repack FILE")
@@ -118,10 +128,10 @@ def _repack(args: argparse.Namespace, out: "Console", err: "Console", stop: Stop
     from pipeline.storage import Storage
 
     source = Path(args.repack)
-    name = f"datasets/{source.stem}-repacked.h5"
+    name = f"datasets/{source.stem}-{'repacked' if args.layout == 'packed' else args.layout}.h5"
     target = Path(args.out).absolute() if args.out else Storage(args.storage).path(name)
     began = time.time()
-    sheet, made = repack_file(source, target, err, stop)
+    sheet, made = repack_file(source, target, err, stop, args.layout)
     spent = f"repacked in {time.time() - began:.0f} s" if made else "there already"
     _tell(out, target, spent, sheet)
     out.print(f"frames        {sheet['frames']}", markup=False)

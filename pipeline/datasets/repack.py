@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lewm.data.digest import content_hash, fingerprint, fingerprint_of
 from lewm.data.episodes import EpisodeFile, Source
+from lewm.data.frames import Layout
 from lewm.data.repack import repack
 from pipeline.datasets.lance_source import LanceSource, is_lance
 from pipeline.progress import QUIET_S, duration
@@ -24,12 +25,15 @@ Stop = Callable[[], bool]
 Sheet = dict[str, Any]
 
 
-def repack_file(path: Path, target: Path, console: Console, stop: Stop) -> tuple[Sheet, bool]:
-    """Makes `target` and its datasheet from a published file, unless they are there.
+def repack_file(
+    path: Path, target: Path, console: Console, stop: Stop, layout: Layout = "packed"
+) -> tuple[Sheet, bool]:
+    """Makes `target` and its datasheet from an episode file, unless they are there.
 
     Args:
-        path: an HDF5 file in the published layout or a Lance copy of one (a folder); only read.
+        path: an HDF5 file in any layout we read, or a Lance copy of one (a folder); only read.
         stop: asked now and then; once it says True the work ends, and the next call goes on.
+        layout: of `lewm.data.frames`.
 
     Returns:
         The datasheet, and whether there was work to do.
@@ -50,13 +54,13 @@ def repack_file(path: Path, target: Path, console: Console, stop: Stop) -> tuple
             raise ValueError(f"process {owner['pid']} on {owner['host']} is writing {target}")
         with Heartbeat(lease):
             parts = target.with_name(f"{target.name}.{known[:8]}.parts")
-            sheet = _there(target, known)
+            sheet = _there(target, known, layout)
             if sheet is not None:
                 shutil.rmtree(parts, ignore_errors=True)
                 return sheet, False
             with _Shown(source.num_rows, console, stop) as shown:
-                whole, digest = repack(source, parts, shown.advance)
-            sheet = _datasheet(path, known, source, whole, digest)
+                whole, digest = repack(source, parts, shown.advance, layout)
+            sheet = {**_datasheet(path, known, source, whole, digest), "layout": layout}
             folder.write_json(target.with_suffix(".json").name, sheet)
             whole.replace(target)
             shutil.rmtree(parts)
@@ -68,7 +72,7 @@ def _num_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _there(target: Path, known: str) -> Sheet | None:
+def _there(target: Path, known: str, layout: Layout) -> Sheet | None:
     """The datasheet of a finished target of this source; None if there is no target yet."""
     if not target.exists():
         return None
@@ -76,6 +80,10 @@ def _there(target: Path, known: str) -> Sheet | None:
     if sheet.get("source_fingerprint") != known:
         raise ValueError(
             f"{target} exists and holds something else; remove it or choose another --out"
+        )
+    if sheet.get("layout", layout) != layout:
+        raise ValueError(
+            f"{target} exists in another layout than {layout}; remove it or choose another --out"
         )
     if sheet["file"] != file_state(target) and content_hash(target) != sheet["content_hash"]:
         raise ValueError(f"{target} is not what its datasheet says; remove it to make it again")

@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
+from lewm.data import frames
 from lewm.data import repack as repack_module
 from lewm.data.digest import content_hash, fingerprint
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
-from pipeline.collect import main
+from pipeline.collect import LAYOUTS, main
 from tests.lewm.test_episodes import PUBLISHED, make_episode
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,21 @@ def test_nothing_else_is_overwritten(tmp_path, capsys):
     assert "not a Lance dataset" in refused(capsys)
 
 
+def test_either_layout(tmp_path, capsys):
+    assert LAYOUTS == frames.LAYOUTS
+    reacher = PUBLISHED / "published_reacher.h5"
+    packed, back = tmp_path / "packed.h5", tmp_path / "back.h5"
+    assert main(["--repack", str(reacher), "--out", str(packed)]) == 0
+    assert main(["--repack", str(packed), "--out", str(back), "--layout", "published"]) == 0
+    assert content_hash(packed) == content_hash(back) == content_hash(reacher)
+    with h5py.File(packed) as small, h5py.File(back) as plain:
+        assert "pixels_xor" in small and "pixels" in plain
+    assert main(["--repack", str(packed), "--out", str(back)]) == 2
+    assert "another layout than packed" in refused(capsys)
+    assert main(["--repack", str(reacher), "--layout", "zip"]) == 2
+    assert "packed" in refused(capsys)
+
+
 def test_an_interruption_keeps_what_is_done(tmp_path, monkeypatch):
     from io import StringIO
 
@@ -109,9 +126,7 @@ def dying(call):
 if moment == "compare":
     module._first_wrong = dying(module._first_wrong)
 elif moment == "write":
-    module.make_pixels = dying(module.make_pixels)
-    import lewm.data.episodes
-    lewm.data.episodes.make_pixels = module.make_pixels
+    module.FrameWriter = dying(module.FrameWriter)
 elif moment == "move":
     Path.unlink = dying(Path.unlink)
 elif moment in ("name", "named"):

@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 SWEEP  ?= lambda
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep smoke test ci drills check fmt
+.PHONY: help install sweep smoke test ci drills bench check fmt
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,12 @@ ci: install  ## the tests marked ci: kill drills and tiny sweeps with real proce
 
 drills: install  ## every fault for real: nodes, drivers, servers, disks; about half an hour
 	$(BIN)/python -m pytest -m 'ci or drill' tests/drills
+
+BENCH_OPTIONS = -q -o addopts=--import-mode=importlib -o python_files='bench_*.py' -o python_functions='bench_*'
+
+bench: install  ## every loop beside its rival and its floor, about ten minutes (BENCH=short: two); RECORD=--save keeps it
+	$(BIN)/python -m pytest $(BENCH_OPTIONS) tests/benchmarks --benchmark-json=$(VENV)/bench.json
+	$(BIN)/python -m tests.benchmarks.record $(VENV)/bench.json $(RECORD)
 
 check: install  ## lint, format, strict types, default tests
 	$(BIN)/ruff check .

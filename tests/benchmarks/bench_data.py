@@ -1,25 +1,14 @@
-"""Clips per second from files at 224 px; run by hand: python tests/benchmarks/bench_data.py [--rows N]
+"""Random clips of 224 px from a file: 64 clips of 4 frames at a stride of 5, one thread, page cache warm.
 
-A clip is what training takes: 4 frames at a stride of 5 rows (uint8, still in the order of the file) and
-20 actions, read with `ClipData.get` by one process on one thread: in batches of 64, but from published
-files at random one by one, because the clips of a batch would share chunks in files as short as these.
-The files are made of frames rendered by the worlds where they are
-installed, else of the goldens', and repeated with shifts; they are read from the page cache.
-
-`per wall` is what came of it here; `per CPU` is per second of this process's own work, which a busy
-machine changes little. The ratio is `per wall` to the floor.
+Frames are drawn by the worlds where they are installed, else the goldens'. The floor copies as many bytes.
 """
 
-import argparse
-import os
-import tempfile
-import time
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import h5py
-import hdf5plugin
 import numpy as np
-import torch
+import pytest
 
 from lewm.config import DataConfig
 from lewm.data.clips import ClipData
@@ -27,104 +16,99 @@ from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
 from lewm.overrides import make_config
+from tests.benchmarks.conftest import Measure
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "datasets"
-WORLDS = {"push_t": "published_pusht.h5", "cube": "library_cube.h5"}
-FLOORS = {  # issue 3
-    ("push_t", "repacked", "full"): 2500,
-    ("cube", "repacked", "full"): 1300,
-    ("push_t", "published", "full"): 60,
-    ("cube", "published", "full"): 60,
-    ("push_t", "published", "block"): 300,
-    ("cube", "published", "block"): 300,
+WORLDS = {
+    "two_room": ("expert", "published_tworoom"),
+    "push_t": ("weak", "published_pusht"),
+    "reacher": ("random", "published_reacher"),
+    "cube": ("markov", "library_cube"),
 }
-RUNS = (  # file, order, clips, clips at once
-    ("repacked", "full", 6_400, 64),
-    ("published", "full", 400, 1),
-    ("published", "block", 12_800, 64),
-)
-LENGTH = 125
+NUM_EPISODES, LENGTH, BATCH, FRAMES = 40, 60, 64, 4
 
 
-def rendered(world):
-    """Some frames (T, 224, 224, 3) of a world, and where they are from."""
-    data = DataConfig(env=world, policy="random", max_steps=60, render_quality="exact")
+@lru_cache(maxsize=1)
+def drawn(world: str) -> Any:
+    policy, golden = WORLDS[world]
     try:
-        return collect_episode(data, 224, 0)["pixels"], "rendered"
-    except ValueError:
-        with EpisodeFile(GOLDENS / WORLDS[world]) as file:
-            return file.read("pixels"), "goldens"
+        data = DataConfig(env=world, policy=policy, max_steps=LENGTH, render_quality="exact")
+        return collect_episode(data, 224, 0)["pixels"]
+    except (ValueError, ImportError):
+        with EpisodeFile(GOLDENS / f"{golden}.h5") as file:
+            return file.read("pixels")
 
 
-def episodes(frames, num_rows):
-    rng = np.random.default_rng(0)
-    for number in range(num_rows // LENGTH):
-        pixels = np.roll(frames, 7 * number % 224, axis=2)[np.arange(LENGTH) % len(frames)]
-        action = rng.uniform(-1, 1, (LENGTH, 2)).astype(np.float32)
-        yield {"pixels": pixels, "action": action}
+def episodes(world: str) -> list[dict[str, Any]]:
+    """The drawn episode over and over, shifted, so that no two are alike."""
+    frames, rng = drawn(world), np.random.default_rng(0)
+    return [
+        {
+            "pixels": np.roll(frames, 7 * number % 224, axis=2)[np.arange(LENGTH) % len(frames)],
+            "action": rng.uniform(-1, 1, (LENGTH, 2)).astype(np.float32),
+        }
+        for number in range(NUM_EPISODES)
+    ]
 
 
-def write_published(source, target):
-    """The file in the published layout: 100 frames per chunk."""
-    with EpisodeFile(source) as file, h5py.File(target, "w") as new:
-        for name in (*file.columns, "ep_len", "ep_offset"):
-            if name != "pixels":
-                new[name] = file.read(name)
-        pixels = new.create_dataset(
-            "pixels",
-            (file.num_rows, 224, 224, 3),
-            "u1",
-            chunks=(100, 224, 224, 3),
-            compression=hdf5plugin.Blosc(cname="lz4", clevel=5, shuffle=1),
-        )
-        for first in range(0, file.num_rows, 100):
-            rows = np.arange(first, min(first + 100, file.num_rows))
-            pixels[rows[0] : rows[-1] + 1] = file.read("pixels", rows)
+def file_of(world: str, kind: str, folder: Path) -> Path:
+    path = folder / f"{world}.{'lance' if kind == 'lance' else 'h5'}"
+    if kind == "ours":
+        write_episodes(path, episodes(world))
+    else:
+        from stable_worldmodel.data import get_format
+
+        with get_format(kind).open_writer(path) as writer:
+            writer.write_episodes({k: list(v) for k, v in e.items()} for e in episodes(world))
+    return path
 
 
-def measure(path, shuffle, num_clips, batch):
-    """(clips, wall seconds, CPU seconds) of the epoch's first clips."""
-    config = make_config({"data.shuffle": shuffle, "run.pixels_in_memory_gb": 0.0})
+def num_bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def parametrised(function: Any) -> Any:
+    worlds = [pytest.param(w, marks=pytest.mark.benchmark(group=f"clips, {w}")) for w in WORLDS]
+    return pytest.mark.parametrize("world", worlds)(function)
+
+
+@parametrised
+def bench_ours(world: str, measure: Measure, tmp_path: Path) -> None:
+    path = file_of(world, "ours", tmp_path)
+    config = make_config({"run.pixels_in_memory_gb": 0.0})
+    rng = np.random.default_rng(1)
     with EpisodeFile(path) as file:
         clips = ClipData(file, config, "train")
-        order = clips.order(np.random.default_rng(1))
-        order = order[:num_clips]
-        wall, cpu = time.perf_counter(), time.process_time()
-        for first in range(0, len(order), batch):
-            clips.get(order[first : first + batch])
-        return len(order), time.perf_counter() - wall, time.process_time() - cpu
+        buffer = clips.make_buffer(BATCH)
+        measure(
+            lambda: clips.load(rng.integers(0, len(clips), BATCH), buffer),
+            BATCH * FRAMES,
+            "frames",
+            bytes_per_frame=num_bytes(path) / (NUM_EPISODES * LENGTH),
+        )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=20_000, help="of each file (default: 20000)")
-    num_rows = parser.parse_args().rows
-    torch.set_num_threads(1)
-    print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} before")
-    print(
-        f"{'world':8s}{'file':12s}{'order':8s}{'per wall':>10s}{'per CPU':>10s}{'floor':>8s}  ratio"
-    )
-    with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:
-        for world in WORLDS:
-            frames, origin = rendered(world)
-            files = {
-                kind: Path(folder) / f"{world}-{kind}.h5" for kind in ("repacked", "published")
-            }
-            write_episodes(files["repacked"], episodes(frames, num_rows))
-            write_published(files["repacked"], files["published"])
-            sizes = [f"{path.stat().st_size / num_rows:,.0f}" for path in files.values()]
-            for kind, shuffle, num_clips, batch in RUNS:
-                count, wall, cpu = measure(files[kind], shuffle, num_clips, batch)
-                floor = FLOORS[world, kind, shuffle]
-                print(
-                    f"{world:8s}{kind:12s}{shuffle:8s}{count / wall:10,.0f}{count / cpu:10,.0f}"
-                    f"{floor:8,d}{count / wall / floor:7.1f}"
-                )
-            print(f"{'':8s}{origin} frames, {' and '.join(sizes)} bytes each", flush=True)
-            for path in files.values():
-                path.unlink()
-    print(f"load {os.getloadavg()[0]:.1f} after")
+@parametrised
+@pytest.mark.parametrize("kind", ["hdf5", "lance"])
+def bench_rival(world: str, kind: str, measure: Measure, tmp_path: Path, rival: str) -> None:
+    from stable_worldmodel.data import load_dataset
+
+    path = file_of(world, kind, tmp_path)
+    data = load_dataset(str(path), frameskip=5, num_steps=FRAMES, keys_to_load=["pixels", "action"])
+    rng = np.random.default_rng(1)
+
+    def batch() -> Any:
+        indices = rng.integers(0, len(data), BATCH).tolist()
+        many = getattr(data, "__getitems__", None)
+        return many(indices) if many else [data[index] for index in indices]
+
+    size = num_bytes(path) / (NUM_EPISODES * LENGTH)
+    measure(batch, BATCH * FRAMES, "frames", 6, rival=rival, bytes_per_frame=size)
 
 
-if __name__ == "__main__":
-    main()
+@parametrised
+def bench_floor(world: str, measure: Measure) -> None:
+    frames = np.ones((BATCH * FRAMES, 224, 224, 3), np.uint8)
+    out = np.full_like(frames, 2)
+    measure(lambda: np.copyto(out, frames), BATCH * FRAMES, "frames")

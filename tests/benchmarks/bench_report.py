@@ -1,29 +1,15 @@
-"""Size of the report and seconds to make it, for invented sweeps of 100 and 1,000 trials.
-
-python -m tests.benchmarks.bench_report                    100 and 1,000 trials
-python -m tests.benchmarks.bench_report --trials 100 --steps 2000 --out /tmp/reports
-
-Limits: 5 MB and 20 s for 100 trials, 15 MB and 60 s for 1,000. The judgement (`stability`) is timed apart;
-a report without it is what `python -m pipeline.report` makes of a finished sweep.
-"""
-
-import argparse
-import sys
-import time
-from pathlib import Path
+"""The report of an invented sweep of 100 trials, from its tables to the page; the judgement timed apart."""
 
 import numpy as np
 import polars as pl
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from synthetic_sweep import LAMS, META, make_tables
+import pytest
 
 from pipeline.stages import stability
 from pipeline.tables import SCHEMAS, conform
-from reports.page import figures_svg, render
+from reports.page import render
+from tests.benchmarks.conftest import Measure
+from tests.synthetic_sweep import LAMS, META, make_tables
 
-LIMITS = {100: (5.0, 20.0), 1000: (15.0, 60.0)}
 NUM_SEEDS = {100: 10, 1000: 25}
 
 
@@ -60,39 +46,19 @@ def curves(trials: pl.DataFrame, num_steps: int) -> pl.DataFrame:
     return conform(pl.concat(frames), SCHEMAS["curves"])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--out", type=Path, help="keep the pages here")
-    args = parser.parse_args()
-    exceeded = False
-    for num_trials in args.trials:
-        tables = sweep(num_trials, args.steps)
-        begun = time.perf_counter()
-        judged = tables | stability.run(tables)
-        judged_s = time.perf_counter() - begun
-        begun = time.perf_counter()
-        page = render(judged, META)
-        page_s = time.perf_counter() - begun
-        begun = time.perf_counter()
-        pictures = figures_svg(judged, META)
-        figures_s = time.perf_counter() - begun
-        size_mb = len(page.encode()) / 1e6
-        max_mb, max_s = LIMITS.get(num_trials, (np.inf, np.inf))
-        exceeded |= size_mb > max_mb or page_s + figures_s > max_s
-        print(
-            f"{num_trials} trials, {tables['curves'].height:,} curve rows: page {size_mb:.2f} MB "
-            f"(limit {max_mb:g}) in {page_s:.1f} s, {len(pictures)} figures in {figures_s:.1f} s "
-            f"(limit {max_s:g} together); judged in {judged_s:.1f} s"
-        )
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / f"{num_trials}.html").write_text(page, encoding="utf-8")
-    return int(exceeded)
+@pytest.fixture(scope="module")
+def judged() -> dict[str, pl.DataFrame]:
+    tables = sweep(100, 2000)
+    return tables | stability.run(tables)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.benchmark(group="report of 100 trials x 2,000 steps")
+def bench_ours(judged: dict[str, pl.DataFrame], measure: Measure) -> None:
+    size_mb = len(render(judged, META).encode()) / 1e6
+    measure(lambda: render(judged, META), 1, "pages", 3, size_mb=size_mb)
+
+
+@pytest.mark.benchmark(group="judgement of 100 trials x 50 pairs")
+def bench_judgement_ours(measure: Measure) -> None:
+    tables = sweep(100, 200)
+    measure(lambda: stability.run(tables), 1, "sweeps", 3)

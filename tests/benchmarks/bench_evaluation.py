@@ -1,0 +1,59 @@
+"""Probes of one layer at the default sizes; frames per second of the installed worlds, stepping included."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lewm.config import ProbingConfig
+from lewm.envs import ENVS, make_env
+from pipeline.stages.probing import fit_mlp, fit_ridge
+from tests.benchmarks.conftest import Measure, matrix_products
+
+PROBES = pytest.mark.benchmark(group="probes of one layer, D = 192, 6 targets")
+
+
+def fit() -> None:
+    settings = ProbingConfig()
+    generator = torch.Generator().manual_seed(0)
+    x, y, test = (
+        torch.randn(n, d, generator=generator, dtype=torch.float64)
+        for n, d in ((settings.num_train, 192), (settings.num_train, 6), (settings.num_test, 192))
+    )
+    fit_ridge(x, y, test, settings.ridge)
+    fit_mlp(x, y, test, settings)
+
+
+@PROBES
+def bench_ours(measure: Measure) -> None:
+    measure(fit, 1, "fits", 5)
+
+
+@PROBES
+def bench_floor(measure: Measure) -> None:
+    with FlopCounterMode(display=False) as counter:
+        fit()
+    measure(matrix_products(counter.get_total_flops()), 1, "fits", 5)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize("world", list(ENVS))
+def bench_collection(world: str, size: int, measure: Measure, benchmark: object) -> None:
+    benchmark.group = f"frames drawn at {size} px, {world}"
+    try:
+        env = make_env(world, image_size=size, render_quality="exact")
+    except (ValueError, ImportError) as error:
+        pytest.skip(str(error))
+    policy = "random" if "random" in env.behaviours else next(iter(env.behaviours))
+    behaviour = env.make_behaviour(policy, np.random.default_rng(0))
+    env.reset(seed=0)
+    behaviour.reset(env)
+    count = 5 if world == "cube" else 20
+
+    def steps() -> None:
+        for _ in range(count):
+            env.step(behaviour.act(env))
+            env.render()
+
+    measure(steps, count, "frames", 6)
+    env.close()

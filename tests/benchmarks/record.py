@@ -1,0 +1,123 @@
+"""From a run of the benchmarks to a record, its table, and what changed since the last one.
+
+python -m tests.benchmarks.record RAW.json            table and changes of more than 20 %; what `make bench` ends in
+python -m tests.benchmarks.record RAW.json --save     also keeps it as records/<machine>.json
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent / "records"
+CHANGE = 0.2
+Record = dict[str, Any]
+
+
+def condense(raw: Record) -> Record:
+    """Machine, commit, date, and one row per group and side."""
+    rows = []
+    for test in raw["benchmarks"]:
+        stats, extra = test["stats"], test["extra_info"]
+        rows.append(
+            {
+                "group": test["group"],
+                "side": side(test["name"]),
+                "unit": extra.get("unit", ""),
+                "per_second": extra.get("units", 1) / stats["median"],
+                "median_s": stats["median"],
+                "q1_s": stats["q1"],
+                "q3_s": stats["q3"],
+                "n": stats["rounds"],
+                **{k: v for k, v in extra.items() if k not in ("unit", "units")},
+            }
+        )
+    return {
+        "machine": raw["machine_info"],
+        "commit": raw["commit_info"].get("id"),
+        "dirty": raw["commit_info"].get("dirty"),
+        "date": raw["datetime"][:10],
+        "rows": sorted(rows, key=lambda row: (row["group"], row["side"])),
+    }
+
+
+def side(name: str) -> str:
+    """`ours`, `floor`, `rival` or `rival lance` of a benchmark's name."""
+    base, _, parameters = name.partition("[")
+    kinds = [word for word in re.split(r"[-\]]", parameters) if word in ("hdf5", "lance")]
+    known = next((word for word in ("floor", "rival") if word in base), "ours")
+    return " ".join([known, *kinds])
+
+
+def ratios(record: Record) -> dict[tuple[str, str], float]:
+    """How many times as fast ours is, by group and other side."""
+    speed = {(row["group"], row["side"]): row["per_second"] for row in record["rows"]}
+    return {
+        (group, other): speed[group, "ours"] / value
+        for (group, other), value in speed.items()
+        if other != "ours" and (group, "ours") in speed
+    }
+
+
+def table(record: Record) -> str:
+    """Markdown: every side with its spread, and ours as a multiple of it."""
+    found = ratios(record)
+    lines = [
+        "| what | side | per second | median, quartiles | n | ours is |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        ratio = found.get((row["group"], row["side"]))
+        spread = f"{seconds(row['median_s'])} ({seconds(row['q1_s'])}–{seconds(row['q3_s'])})"
+        speed = f"{row['per_second']:,.{0 if row['per_second'] >= 100 else 2}f} {row['unit']}"
+        cells = (row["group"], row["side"], speed, spread, str(row["n"]))
+        lines.append(f"| {' | '.join(cells)} | {f'{ratio:.2f} ×' if ratio else ''} |")
+    return "\n".join(lines)
+
+
+def seconds(value: float) -> str:
+    return f"{1e3 * value:,.2f} ms" if value < 1 else f"{value:,.2f} s"
+
+
+def changes(now: Record, before: Record) -> list[str]:
+    """Ratios that moved by more than `CHANGE`, either way."""
+    was = ratios(before)
+    return [
+        f"{group}: ours / {other} {was[group, other]:.2f} -> {ratio:.2f}"
+        for (group, other), ratio in ratios(now).items()
+        if (group, other) in was and abs(ratio / was[group, other] - 1) > CHANGE
+    ]
+
+
+def path_of(record: Record) -> Path:
+    """The record's file: one per kind of machine."""
+    machine = record["machine"]
+    name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
+    return RECORDS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("raw", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--save", action="store_true", help="keep it as the machine's record")
+    args = parser.parse_args(argv)
+    record = condense(json.loads(args.raw.read_text()))
+    print(table(record))
+    kept = [path_of(record), *sorted(RECORDS.glob("*.json"))]
+    before = next((path for path in kept if path.exists()), None)
+    if before is not None:
+        told = changes(record, json.loads(before.read_text()))
+        print(f"\nagainst {before.name}: {len(told)} ratios changed by more than {CHANGE:.0%}")
+        print("".join(f"  CHANGED {line}\n" for line in told), end="")
+    if args.save:
+        path_of(record).write_text(json.dumps(record, indent=1) + "\n")
+        print(f"kept as {path_of(record)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

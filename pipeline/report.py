@@ -5,6 +5,7 @@ python -m pipeline.report lambda --format md,latex        the tables of a paper:
 python -m pipeline.report lambda --format html,png        the page, and its figures as PNG too
 python -m pipeline.report lambda-small lambda-paper       what differs: configuration, results, points
 python -m pipeline.report --paper                         every published claim beside what sweeps here found
+python -m pipeline.report --benchmarks tests/benchmarks/records/*.json --out .   what `make bench` measured
 python -m pipeline.report lambda --storage s3://bucket/runs --out .
 python -m pipeline.report lambda /data/runs/sweeps/lambda-two_room-quick     one of another storage
 
@@ -43,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--paper", action="store_true", help="every published claim, judged by the storage's sweeps"
     )
     parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="RECORD",
+        help="the page of these benchmark records, one per machine",
+    )
+    parser.add_argument(
         "--storage",
         default="runs",
         help="where sweeps given by name live: a folder or s3://… (default: runs)",
@@ -57,15 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", metavar="FOLDER", help="copy the report here, e.g. out of a bucket"
     )
     args = parser.parse_args(argv)
-    from pipeline.reporting import compare, write_report, write_reproduction
+    from pipeline.reporting import compare, write_benchmarks, write_report, write_reproduction
     from pipeline.storage import Storage
     from pipeline.survey import locate_sweep
 
     try:
         formats = parse_formats(args.format)
         storage = Storage(args.storage)
-        if args.paper == bool(args.sweep):
+        if [bool(args.sweep), args.paper, bool(args.benchmarks)].count(True) != 1:
             raise ValueError("name a sweep, or give --paper for the page of all published claims")
+        if args.benchmarks:
+            page = write_benchmarks([Path(name) for name in args.benchmarks], Path(args.out or "."))
+            print(f"report: {page}\nopen the report in a browser; it needs no network")
+            return OK
         places = [locate_sweep(name, storage) for name in (args.sweep, args.other) if name]
         if args.paper:
             if "png" in formats:

@@ -3,6 +3,7 @@
 Imports no torch, ray or mlflow. The same tables give the same bytes.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ from pipeline.tables import (
     sort_rows,
     table_key,
 )
+from reports import benchmarks, latex, markdown, next_run, page, reproduction, views
 from reports import comparison as comparison_page
-from reports import latex, markdown, next_run, page, reproduction, views
 from reports.formats import FIGURES, FORMATS, PAGE
 from reports.paper import Paper, paper
 
@@ -146,6 +147,28 @@ def write_reproduction(storage: Storage, formats: Sequence[str]) -> Report:
         files[PAGE] = reproduction.render(told).encode()
     _write(folder, files)
     return Report(folder, tuple(files), ())
+
+
+def write_benchmarks(records: Sequence[Path], out: Path) -> Path:
+    """Writes the page of benchmark records to `out`/benchmarks.html; returns where that is.
+
+    Raises:
+        ValueError: a record that is missing or is none.
+    """
+    found = []
+    for path in records:
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            benchmarks.ratios(record)
+        except FileNotFoundError:
+            raise ValueError(f"--benchmarks {path}: no such file") from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--benchmarks {path}: not a record of `make bench`") from None
+        found.append(record)
+    page = out.absolute() / "benchmarks.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(benchmarks.render(found), encoding="utf-8")
+    return page
 
 
 def read_meta(folder: Storage) -> Row:

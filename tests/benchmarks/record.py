@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from reports.benchmarks import ratios, seconds
+
 RECORDS = Path(__file__).parent / "records"
 CHANGE = 0.2
 Record = dict[str, Any]
@@ -51,16 +53,6 @@ def side(name: str) -> str:
     return " ".join([known, *kinds])
 
 
-def ratios(record: Record) -> dict[tuple[str, str], float]:
-    """How many times as fast ours is, by group and other side."""
-    speed = {(row["group"], row["side"]): row["per_second"] for row in record["rows"]}
-    return {
-        (group, other): speed[group, "ours"] / value
-        for (group, other), value in speed.items()
-        if other != "ours" and (group, "ours") in speed
-    }
-
-
 def table(record: Record) -> str:
     """Markdown: every side with its spread, and ours as a multiple of it."""
     found = ratios(record)
@@ -75,10 +67,6 @@ def table(record: Record) -> str:
         cells = (row["group"], row["side"], speed, spread, str(row["n"]))
         lines.append(f"| {' | '.join(cells)} | {f'{ratio:.2f} ×' if ratio else ''} |")
     return "\n".join(lines)
-
-
-def seconds(value: float) -> str:
-    return f"{1e3 * value:,.2f} ms" if value < 1 else f"{value:,.2f} s"
 
 
 def changes(now: Record, before: Record) -> list[str]:

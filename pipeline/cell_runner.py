@@ -74,7 +74,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     assert task.config_json is not None
     config = Config.model_validate_json(task.config_json, strict=False)
     torch.set_num_threads(config.optim.num_threads)
-    _keep_freed_memory()
+    keep_freed_memory()
     device = pick_device(config.run.device)
     episodes = None if task.dataset is None else EpisodeFile(local_copy(task.dataset))
     method, normaliser = _load(storage, f"trials/{task.trial_id}", device, episodes)
@@ -94,7 +94,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     return lambda cell: load_stage(cell.stage)(trial, cell.config)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc keep what is freed: a plan on a CPU else spends a tenth of its time on page faults."""
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks.record RAW.json            table and changes of more than 20 %; what `make bench` ends in
 python -m tests.benchmarks.record RAW.json --save     also keeps it as records/<machine>.json
+python -m tests.benchmarks.record --doc               puts the kept records' tables into docs/speed.md
 """
 
 import argparse
@@ -14,6 +15,8 @@ from typing import Any
 from reports.benchmarks import ratios, seconds
 
 RECORDS = Path(__file__).parent / "records"
+DOC = Path(__file__).parents[2] / "docs" / "speed.md"
+HEADING = "## The records"
 CHANGE = 0.2
 Record = dict[str, Any]
 
@@ -86,13 +89,33 @@ def path_of(record: Record) -> Path:
     return RECORDS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
+def write_doc() -> None:
+    """Renews what stands below `HEADING` in docs/speed.md."""
+    parts = [DOC.read_text(encoding="utf-8").partition(HEADING)[0].rstrip(), HEADING]
+    for path in sorted(RECORDS.glob("*.json")):
+        record = json.loads(path.read_text())
+        machine, commit = record["machine"], record["commit"][:7]
+        name = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
+        parts += [
+            f"{name}, torch {machine['torch']}, commit {commit}, {record['date']}:",
+            table(record),
+        ]
+    DOC.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("raw", type=Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("raw", type=Path, nargs="?", help="what pytest --benchmark-json wrote")
     parser.add_argument("--save", action="store_true", help="keep it as the machine's record")
+    parser.add_argument("--doc", action="store_true", help="renew the tables in docs/speed.md")
     args = parser.parse_args(argv)
+    if args.doc:
+        write_doc()
+        return 0
+    if args.raw is None:
+        parser.error("give RAW.json, or --doc")
     record = condense(json.loads(args.raw.read_text()))
     print(table(record))
     kept = [path_of(record), *sorted(RECORDS.glob("*.json"))]

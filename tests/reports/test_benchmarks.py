@@ -10,7 +10,7 @@ import pytest
 from pipeline.report import main
 from reports.benchmarks import ratios, render
 from tests.benchmarks import record as module
-from tests.benchmarks.record import changes, condense
+from tests.benchmarks.record import changes, condense, table
 
 ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "tests" / "benchmarks" / "records").glob("*.json"))
@@ -93,3 +93,5 @@ def test_the_kept_records_are_whole(path: Path) -> None:
     sides = {row["side"].split()[0] for row in record["rows"]}
     assert sides == {"ours", "rival", "floor"}
     assert render([record]).count("<h3>") == len({row["group"] for row in record["rows"]})
+    page = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert table(record) in page, "run: python -m tests.benchmarks.record --doc"

@@ -31,7 +31,7 @@ ci: install  ## the tests marked ci: kill drills and tiny sweeps with real proce
 drills: install  ## every fault for real: nodes, drivers, servers, disks; about half an hour
 	$(BIN)/python -m pytest -m 'ci or drill' tests/drills
 
-BENCH_OPTIONS = -q -o addopts=--import-mode=importlib -o python_files='bench_*.py' -o python_functions='bench_*'
+BENCH_OPTIONS = -q -p tests.benchmarks.plugin -o addopts=--import-mode=importlib -o python_files='bench_*.py' -o python_functions='bench_*'
 
 bench: install  ## every loop beside its rival and its floor, about ten minutes (BENCH=short: two); RECORD=--save keeps it
 	$(BIN)/python -m pytest $(BENCH_OPTIONS) tests/benchmarks --benchmark-json=$(VENV)/bench.json

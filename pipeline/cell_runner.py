@@ -1,7 +1,5 @@
 """Runs cells on a worker: loads a trial once, runs every cell, writes part and then marker of each."""
 
-import contextlib
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +65,7 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
     import torch
 
     from lewm.data.episodes import EpisodeFile
-    from lewm.training import pick_device
+    from lewm.training import keep_freed_memory, pick_device
     from pipeline.stages import load_stage
     from pipeline.stages.loaded import LoadedTrial
 
@@ -92,15 +90,6 @@ def _trial_runner(task: EvaluateTask, storage: Storage) -> Callable[[Cell], Any]
         manifests=manifests,
     )
     return lambda cell: load_stage(cell.stage)(trial, cell.config)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed: a plan on a CPU else spends a tenth of its time on page faults."""
-    trim_threshold, mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(trim_threshold, 1 << 29)
-        libc.mallopt(mmap_threshold, 1 << 25)
 
 
 def _load(storage: Storage, key: str, device: Any, episodes: Any) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
 from lewm.overrides import make_config
-from tests.benchmarks.conftest import Measure
+from tests.benchmarks.plugin import Measure
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "datasets"
 WORLDS = {

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lewm.config import ProbingConfig
 from lewm.envs import ENVS, make_env
 from pipeline.stages.probing import fit_mlp, fit_ridge
-from tests.benchmarks.conftest import Measure, matrix_products
+from tests.benchmarks.plugin import Measure, matrix_products
 
 PROBES = pytest.mark.benchmark(group="probes of one layer, D = 192, 6 targets")
 

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.benchmarks.conftest import SHORT
+from tests.benchmarks.plugin import SHORT
 
 ROOT = Path(__file__).parents[2]
 NUM_SEEDS = 4 if SHORT else 16

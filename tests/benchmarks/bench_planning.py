@@ -17,8 +17,8 @@ from lewm.config import PlanningConfig
 from lewm.methods import make_method
 from lewm.overrides import make_config
 from lewm.planners import make_planner
-from pipeline.cell_runner import keep_freed_memory
-from tests.benchmarks.conftest import SHORT, Measure, matrix_products
+from lewm.training import keep_freed_memory
+from tests.benchmarks.plugin import SHORT, Measure, matrix_products
 
 ITERATIONS = 1 if SHORT else 10
 pytestmark = pytest.mark.benchmark(group="CEM plan, paper sizes")

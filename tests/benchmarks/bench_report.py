@@ -7,7 +7,7 @@ import pytest
 from pipeline.stages import stability
 from pipeline.tables import SCHEMAS, conform
 from reports.page import render
-from tests.benchmarks.conftest import Measure
+from tests.benchmarks.plugin import Measure
 from tests.synthetic_sweep import LAMS, META, make_tables
 
 NUM_SEEDS = {100: 10, 1000: 25}

@@ -16,7 +16,7 @@ from lewm.loss import sigreg, unit_directions
 from lewm.methods import Batch, make_method
 from pipeline.resolve import resolve
 from pipeline.spec import Request
-from tests.benchmarks.conftest import Measure, matrix_products
+from tests.benchmarks.plugin import Measure, matrix_products
 
 SIZES = {"quick": 32, "paper": 8}
 """Profile → batch; the published one is 128."""

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's fingerprint, the side of a measurement, the rival.
+"""What all benchmarks share, a plugin of `make bench` alone: the machine's fingerprint, the side of a measurement, the rival.
 
 A benchmark's group is what is asked; its tests are the sides: `ours`, a rival, or `floor`, the same arithmetic
 or bytes as bare matrix products or copies. Sides of a group are measured one after the other in one run.

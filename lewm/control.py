@@ -2,15 +2,19 @@
 
 A pair's slot within its chunk follows from its `pair_id` alone, and empty slots are padded, so an
 episode's result depends neither on how many others are run nor on their order. Frames are drawn only
-when a plan is made.
+when a plan is made, and where an accelerator plans, the worlds of one chunk move while it plans for
+another.
 
 Shapes: B slots of a chunk, E episodes, T context frames, H planned blocks, A action block.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from torch import Tensor
 from lewm.config import PlanningConfig
 from lewm.data.clips import Normaliser, prepare_frames
 from lewm.envs import Env
+from lewm.envs.frame_cache import FrameCache
 from lewm.manifest import Manifest, Pair
 from lewm.methods import Cost, Method
 from lewm.planners import Planner
@@ -49,6 +54,10 @@ class Outcomes:
     final_distance: npt.NDArray[np.float64]
     plan_s: npt.NDArray[np.float64]
     paths: tuple[Array, ...]
+
+    def first(self, count: int | None) -> "Outcomes":
+        """Those of the manifest's first pairs; of all if None."""
+        return Outcomes(**{field.name: getattr(self, field.name)[:count] for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -95,12 +104,13 @@ def run_planner(
     if agent is not None:
         agent.method.eval()
 
-    history = config.history or manifest.protocol.history
+    history = 0 if planner.raw else config.history or manifest.protocol.history
 
     def plan(chunk: "_Chunk") -> Array:
-        frames = None if planner.raw else chunk.frames(history)
         begin = time.perf_counter()
-        cost = None if agent is None or frames is None else _make_cost(chunk, agent, *frames)
+        cost = (
+            None if agent is None or chunk.seen is None else _make_cost(chunk, agent, *chunk.seen)
+        )
         width = action_block * chunk.action_dim
         plan_BHA = planner.plan(cost, chunk.generators, config.horizon, width)[:, : config.execute]
         chunk.past_blocks.append(plan_BHA)
@@ -108,8 +118,9 @@ def run_planner(
         steps = plan_BHA.numpy().reshape(len(plan_BHA), -1, chunk.action_dim)
         return steps if planner.raw or agent is None else agent.normaliser.invert(steps)
 
+    play = _Play(manifest, manifest.protocol.budget, action_block, history)
     with torch.no_grad(), nullcontext() if agent is None else _frozen(agent.method):
-        return _run(manifest, plan, config.chunk, action_block, agent=agent)
+        return _run(play, plan, config.chunk, agent)
 
 
 @contextmanager
@@ -139,19 +150,23 @@ def run_recorded(manifest: Manifest) -> Outcomes:
         recorded_BTA = np.stack([episode.pair.actions for episode in chunk.padded])
         return np.pad(recorded_BTA, ((0, 0), (0, protocol.hold - 1), (0, 0)))
 
-    return _run(manifest, replay, 1, action_block=steps, budget=steps)
+    return _run(_Play(manifest, steps, action_block=steps, history=0), replay, chunk_size=1)
+
+
+_Row = tuple[bool, int, float, float, Array]
+"""success, steps_to_success, final_distance, plan_s and path of one pair."""
 
 
 class _Episode:
     """One pair under way: its world, the states at block boundaries, its count of success.
 
-    `painter` draws the frames of all of them: one renderer, however many episodes.
+    `frames` draws for all of them: one renderer, however many episodes.
     """
 
-    def __init__(self, pair: Pair, env: Env, painter: Env | None, protocol: Protocol) -> None:
+    def __init__(self, pair: Pair, env: Env, frames: FrameCache | None, protocol: Protocol) -> None:
         self.pair = pair
         self.env = env
-        self.painter = painter
+        self.frames = frames
         self.protocol = protocol
         self.held = 0
         self.solved_at = -1
@@ -165,8 +180,8 @@ class _Episode:
 
     def draw(self, state: Array) -> Array:
         """The frame (H, W, 3) of a state."""
-        assert self.painter is not None
-        return self.painter.render_state(state)
+        assert self.frames is not None
+        return self.frames.draw(state)
 
     def context(self, history: int) -> Array:
         """(T, H, W, 3) frames at up to `history` last block boundaries."""
@@ -184,40 +199,85 @@ class _Episode:
                 self.boundary_states.append(self.env.get_state())
 
 
+@dataclass(frozen=True)
+class _Play:
+    """What is played, the same for all chunks; `history` frames are seen before a plan, or none."""
+
+    manifest: Manifest
+    budget: int
+    action_block: int
+    history: int
+
+
 class _Chunk:
-    """Pairs planned together, by slot; `padded` fills the empty slots with one of them."""
+    """Pairs planned together, by slot; `padded` fills the empty slots with one of them.
+
+    Attributes:
+        done: environment steps so far.
+        seen: context (B, T, H, W, 3) and goal (B, 1, H, W, 3) frames for the next plan; None where none
+            are looked at or the chunk is over.
+    """
 
     def __init__(
         self,
+        play: _Play,
         pairs: Mapping[int, Pair],
         envs: Sequence[Env],
-        painter: Env | None,
-        manifest: Manifest,
+        frames: FrameCache | None,
     ) -> None:
+        self.play = play
+        self.envs = envs
         self.episodes = {
-            slot: _Episode(pair, envs[slot], painter, manifest.protocol)
+            slot: _Episode(pair, envs[slot], frames, play.manifest.protocol)
             for slot, pair in pairs.items()
         }
         self.action_dim = envs[0].action_dim
         filler = next(iter(self.episodes.values()))
         self.padded = [self.episodes.get(slot, filler) for slot in range(len(envs))]
         self.generators = [
-            _generator(manifest.eval_seed, pairs[slot].pair_id if slot in pairs else None)
+            _generator(play.manifest.eval_seed, pairs[slot].pair_id if slot in pairs else None)
             for slot in range(len(envs))
         ]
         self.past_blocks: list[Tensor] = []
-        self._goal_frames: Array | None = None
         self.plan_s = 0.0
+        self.done = 0
+        self.seen: tuple[Array, Array] | None = None
+        self._look()
 
     @property
-    def solved(self) -> bool:
-        return all(episode.solved for episode in self.episodes.values())
+    def over(self) -> bool:
+        """Whether its budget is spent or all of its episodes are solved."""
+        return self.done >= self.play.budget or all(e.solved for e in self.episodes.values())
 
-    def frames(self, history: int) -> tuple[Array, Array]:
-        """Context (B, T, H, W, 3) and goal (B, 1, H, W, 3): the last block boundaries, now included."""
-        if self._goal_frames is None:
-            self._goal_frames = np.stack([[e.draw(e.pair.goal_state)] for e in self.padded])
-        return np.stack([e.context(history) for e in self.padded]), self._goal_frames
+    def move(self, actions_BTA: Array) -> "_Chunk":
+        """Executes actions as far as the budget goes, and looks; returns itself."""
+        actions = actions_BTA[:, : self.play.budget - self.done]
+        for slot, episode in self.episodes.items():
+            episode.execute(actions[slot], self.done, self.play.action_block)
+        self.done += actions.shape[1]
+        self._look()
+        return self
+
+    def _look(self) -> None:
+        """Draws the last block boundaries, now included, and the goals."""
+        self.seen = None
+        if self.play.history and not self.over:
+            context = np.stack([e.context(self.play.history) for e in self.padded])
+            self.seen = context, np.stack([[e.draw(e.pair.goal_state)] for e in self.padded])
+
+    def rows(self) -> "dict[int, _Row]":
+        """What became of each pair, by `pair_id`."""
+        share_s = self.plan_s / len(self.episodes)
+        return {
+            e.pair.pair_id: (
+                e.solved,
+                e.solved_at,
+                e.env.goal_distance(),
+                share_s,
+                np.stack(e.boundary_states),
+            )
+            for e in self.episodes.values()
+        }
 
     def proprio(self, columns: Iterable[str], history: int) -> tuple[Array, ...]:
         """Proprioception (B, T, Q) at the context's frames and (B, 1, Q) at the goal; nothing of no columns."""
@@ -264,53 +324,55 @@ def _to_model(frames_BTHWC: Array, device: torch.device) -> Tensor:
 
 
 def _run(
-    manifest: Manifest,
+    play: _Play,
     act: Callable[[_Chunk], Array],
     chunk_size: int,
-    action_block: int,
-    budget: int | None = None,
     agent: Agent | None = None,
 ) -> Outcomes:
-    """All chunks, each until its budget is spent or all of its episodes are solved."""
-    protocol = manifest.protocol
-    budget = protocol.budget if budget is None else budget
-    envs = [protocol.make_env() for _ in range(chunk_size)]
-    painter = None
+    """All chunks, each until it is over; worlds move and are drawn in a thread of their own."""
+    protocol = play.manifest.protocol
+    env_sets = [
+        [protocol.make_env() for _ in range(chunk_size)] for _ in range(_chunks_at_once(agent))
+    ]
+    frames = None
     if agent is not None:
-        painter = protocol.make_env(agent.image_size, render_quality=agent.render_quality)
-    rows: dict[int, tuple[bool, int, float, float, Array]] = {}
-    for pairs in _chunks(manifest, chunk_size):
-        chunk = _Chunk(pairs, envs, painter, manifest)
-        done = 0
-        while done < budget and not chunk.solved:
-            actions = act(chunk)[:, : budget - done]
-            for slot, episode in chunk.episodes.items():
-                episode.execute(actions[slot], done, action_block)
-            done += actions.shape[1]
-        for episode in chunk.episodes.values():
-            share_s = chunk.plan_s / len(chunk.episodes)
-            distance = episode.env.goal_distance()
-            path = np.stack(episode.boundary_states)
-            rows[episode.pair.pair_id] = (
-                episode.solved,
-                episode.solved_at,
-                distance,
-                share_s,
-                path,
-            )
-    for env in (*envs, *([painter] if painter else [])):
-        env.close()
+        frames = FrameCache(
+            protocol.make_env(agent.image_size, render_quality=agent.render_quality)
+        )
+    rows: dict[int, _Row] = {}
+    waiting = _chunks(play.manifest, chunk_size)
+    with ThreadPoolExecutor(1) as worlds:
+        moving: deque[Future[_Chunk]] = deque()
+        for envs, pairs in zip(env_sets, waiting, strict=False):
+            moving.append(worlds.submit(_Chunk, play, pairs, envs, frames))
+        while moving:
+            chunk = moving.popleft().result()
+            if not chunk.over:
+                moving.append(worlds.submit(chunk.move, act(chunk)))
+                continue
+            rows |= chunk.rows()
+            for pairs in islice(waiting, 1):
+                moving.append(worlds.submit(_Chunk, play, pairs, chunk.envs, frames))
+        for env in chain(*env_sets, [frames.env] if frames else []):
+            worlds.submit(env.close).result()
     success, steps, final, plan_s, paths = zip(
-        *(rows[pair.pair_id] for pair in manifest.pairs), strict=True
+        *(rows[pair.pair_id] for pair in play.manifest.pairs), strict=True
     )
     return Outcomes(
-        initial_success=np.array([pair.initial_success for pair in manifest.pairs], dtype=np.bool_),
+        initial_success=np.array(
+            [pair.initial_success for pair in play.manifest.pairs], dtype=np.bool_
+        ),
         success=np.array(success, dtype=np.bool_),
         steps_to_success=np.array(steps, dtype=np.int64),
         final_distance=np.array(final, dtype=np.float64),
         plan_s=np.array(plan_s, dtype=np.float64),
         paths=paths,
     )
+
+
+def _chunks_at_once(agent: Agent | None) -> int:
+    """While an accelerator plans for one chunk the worlds of another move; a CPU's cores are all taken."""
+    return 1 if agent is None or agent.device.type == "cpu" else 2
 
 
 def _chunks(manifest: Manifest, chunk_size: int) -> Iterator[dict[int, Pair]]:

@@ -1,4 +1,4 @@
-"""A trained trial in memory, and the frames and embeddings that stages draw from it.
+"""A trained trial in memory, and the frames, embeddings and episodes that stages draw from it.
 
 Randomness comes from fixed integers and the eval seed, never from the training seed, and frames are
 encoded in padded batches of one size, so that no row depends on how many there are.
@@ -7,7 +7,7 @@ Shapes: N frames, C clips, T time, D latent, A action block.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lewm.config import Config, PlanningConfig
-from lewm.control import Agent
+from lewm.control import Agent, Outcomes, run_planner
 from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile
 from lewm.manifest import Manifest
 from lewm.methods import Method
+from lewm.planners import make_planner
 
 Array = npt.NDArray[Any]
 
@@ -44,6 +45,7 @@ class LoadedTrial:
         normaliser: of actions, fitted on the train split.
         data: the data file the trial was trained on; None for a released checkpoint without one.
         manifests: by (protocol, eval_seed); only planning reads them.
+        planned: what became of a manifest's pairs under a planner's settings, as far as played.
     """
 
     config: Config
@@ -52,6 +54,7 @@ class LoadedTrial:
     data: EpisodeFile | None
     device: torch.device
     manifests: Mapping[tuple[str, int], Manifest]
+    planned: dict[tuple[str, int, PlanningConfig], Outcomes] = field(default_factory=dict)
 
     @property
     def episodes(self) -> EpisodeFile:
@@ -97,6 +100,30 @@ def planning_settings(config: Mapping[str, Any]) -> PlanningConfig:
     """
     known = set(PlanningConfig.model_fields) - set(NOT_IN_CELL)
     return PlanningConfig(**{name: config[name] for name in known if name in config})
+
+
+def plan_pairs(trial: LoadedTrial, config: Mapping[str, Any], count: int | None = None) -> Outcomes:
+    """What becomes of the pairs of a planning cell, played once however many stages ask.
+
+    Args:
+        config: see `planning_settings`.
+        count: only the first so many pairs; they end as in a play of all, for an episode's plan
+            depends neither on how many others there are nor on their order.
+
+    Raises:
+        ValueError: no manifest for the protocol and eval seed, or an unknown planner.
+    """
+    settings, manifest = planning_settings(config), trial.manifest(config)
+    key = (config["protocol"], config["eval_seed"], settings)
+    if key in trial.planned:
+        return trial.planned[key].first(count)
+    if count is not None:
+        manifest = replace(manifest, pairs=manifest.pairs[:count])
+    block = trial.config.data.action_block
+    outcomes = run_planner(manifest, make_planner(settings), settings, block, trial.agent)
+    if count is None:
+        trial.planned[key] = outcomes
+    return outcomes
 
 
 def draw_rows(trial: LoadedTrial, part: str, span: int, count: int, stream: int) -> Array:

@@ -9,7 +9,7 @@ from lewm.config import PlanningConfig
 from lewm.control import Outcomes, run_planner, run_recorded
 from lewm.manifest import Manifest
 from lewm.planners import make_planner
-from pipeline.stages.loaded import LoadedTrial, planning_settings
+from pipeline.stages.loaded import LoadedTrial, plan_pairs, planning_settings
 from pipeline.tables import STAGE_SCHEMAS, make_frame
 
 FLOORS = ("random", "zero", "oracle")
@@ -26,8 +26,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
         ValueError: no manifest for the protocol and eval seed, or an unknown planner.
     """
     settings, manifest = planning_settings(config), trial.manifest(config)
-    block = trial.config.data.action_block
-    outcomes = run_planner(manifest, make_planner(settings), settings, block, trial.agent)
+    outcomes = plan_pairs(trial, config)
     columns = ("planner", "num_samples", "num_iterations", "num_elites", "horizon", "history")
     fixed = {name: getattr(settings, name) for name in columns}
     fixed["history"] = settings.history or manifest.protocol.history

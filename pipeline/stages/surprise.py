@@ -12,6 +12,7 @@ import torch
 from lewm.config import SurpriseConfig
 from lewm.control import felt
 from lewm.envs import Env, make_env
+from lewm.envs.frame_cache import FrameCache
 from pipeline.stages.loaded import (
     Array,
     LoadedTrial,
@@ -48,14 +49,15 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     num_past = min(trial.config.model.history, event)
     rows = clip_rows(trial, starts, event + 1)[:, event - num_past :]
     states = _states(env, trial, rows)
-    usual = np.stack([[env.render_state(state) for state in clip] for clip in states])
+    frames = FrameCache(env)
+    usual = np.stack([[frames.draw(state) for state in clip] for clip in states])
     codes = embed_frames(trial, usual, _felt(env, trial, states))["projected"]
     predicted = predict(trial, codes[:, :-1], clip_actions(trial, rows[:, :-1]))[:, -1]
     control = (predicted - codes[:, -1]).double().square().mean(-1)
     episode_ids = np.searchsorted(trial.episodes.ep_offset, starts, side="right") - 1
     table = []
     for number, (name, (kind, _)) in enumerate(sorted(env.violations().items())):
-        struck, after = _violate(env, name, number, starts, states)
+        struck, after = _violate(frames, name, number, starts, states)
         body = _felt(env, trial, [[state] for state in after])
         observed = embed_frames(trial, struck, body)["projected"]
         surprise = (predicted - observed).double().square().mean(-1)
@@ -92,14 +94,14 @@ def _felt(env: Env, trial: LoadedTrial, states: list[list[Array]]) -> Array | No
 
 
 def _violate(
-    env: Env, name: str, number: int, starts: Array, states: list[list[Array]]
+    cache: FrameCache, name: str, number: int, starts: Array, states: list[list[Array]]
 ) -> tuple[Array, list[Array]]:
     """(C, H, W, 3) frames with the event, and the states; a clip's draw depends on its start row only."""
-    apply = env.violations()[name][1]
+    apply = cache.env.violations()[name][1]
     frames, after = [], []
     for start, clip in zip(starts.tolist(), states, strict=True):
         rng = np.random.default_rng(np.random.SeedSequence((STREAM, number, start)))
         state, options = apply(clip[-1], rng)
-        frames.append(env.render_state(state, **options))
+        frames.append(cache.draw(state, **options))
         after.append(state)
     return np.stack(frames), after

@@ -88,6 +88,15 @@ def test_an_episode_does_not_depend_on_number_or_order_of_the_others(agent, hist
             np.testing.assert_array_equal(getattr(part, name), getattr(together, name)[ids])
 
 
+def test_chunks_planned_in_turn_give_what_one_after_the_other_does(agent, monkeypatch):
+    settings = SETTINGS.model_copy(update={"history": 3, "execute": 2})
+    alone = plan(manifest(8), agent, settings)
+    monkeypatch.setattr("lewm.control._chunks_at_once", lambda agent: 2)
+    in_turn = plan(manifest(8), agent, settings)
+    for name in ("success", "final_distance", "steps_to_success", "initial_success"):
+        np.testing.assert_array_equal(getattr(in_turn, name), getattr(alone, name))
+
+
 def test_planning_again_gives_the_same_and_another_eval_seed_does_not(agent):
     pairs = manifest(3)
     first, second = (plan(pairs, agent).final_distance for _ in range(2))

@@ -96,8 +96,18 @@ def test_a_stage_gives_its_columns_and_the_same_rows_whatever_the_training_seed(
     frame = load_stage(name)(trial, CONFIGS[name])
     assert dict(frame.schema) == STAGE_SCHEMAS[name] and frame.height > 0
     torch.manual_seed(1)
-    other = dataclasses.replace(trial, config=CONFIG.model_copy(update={"seed": 7}))
+    other = dataclasses.replace(trial, config=CONFIG.model_copy(update={"seed": 7}), planned={})
     assert steady(load_stage(name)(other, CONFIGS[name])).equals(steady(frame))
+
+
+def test_pictures_show_the_episodes_of_the_table_whether_it_was_made_before_or_not(
+    trial, monkeypatch
+):
+    before, alone = (dataclasses.replace(trial, planned={}) for _ in range(2))
+    pictures = load_stage("examples")(alone, CONFIGS["examples"])
+    load_stage("planning")(before, {**CELL, "protocol": "strict", "eval_seed": 42})
+    monkeypatch.setattr("pipeline.stages.loaded.run_planner", None)
+    assert load_stage("examples")(before, CONFIGS["examples"]).equals(pictures)
 
 
 def test_an_unknown_stage_names_the_nearest():

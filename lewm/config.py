@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+CompileMode = Literal["off", "default", "reduce-overhead"]
+"""Of `torch.compile`, which needs a C++ compiler; `reduce-overhead` replays CUDA graphs."""
 
 
 class Frozen(BaseModel):
@@ -167,6 +169,8 @@ class OptimConfig(Frozen):
     """Optimiser steps; exactly one of `num_epochs` and `num_steps` is set."""
     grad_clip: Positive = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
+    compile: CompileMode = "off"
+    """The loss by `torch.compile`, whose kernels round otherwise than torch's own."""
     num_threads: Count = 4
     """CPU threads of torch, and the CPUs a trial asks Ray for; part of the bits."""
     eval_every: Count = 500
@@ -245,6 +249,10 @@ class PlanningConfig(Frozen):
     """Context frames at planning time; None: as many as the protocol says."""
     chunk: Count = 10
     """Episodes planned together; fixed and padded, so it never depends on their number."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the model that prices plans; distances are taken in fp32."""
+    compile: CompileMode = "off"
+    """The cost by `torch.compile`, whose kernels round otherwise than torch's own."""
     icem_beta: NonNegative = 2.0
     """Exponent of the noise's power spectrum f^-beta over the plan's blocks; 0 is white."""
     icem_keep_frac: Fraction = 0.3

@@ -92,7 +92,7 @@ def run_planner(
     step, as published, and ends the episode.
 
     Args:
-        config: `horizon`, `execute`, `history` and `chunk` are used.
+        config: `horizon`, `execute`, `history`, `chunk`, `precision` and `compile` are used.
         action_block: environment steps in a planned block.
         agent: the model; None for planners in raw units, which ask for no cost.
 
@@ -109,7 +109,9 @@ def run_planner(
     def plan(chunk: "_Chunk") -> Array:
         begin = time.perf_counter()
         cost = (
-            None if agent is None or chunk.seen is None else _make_cost(chunk, agent, *chunk.seen)
+            None
+            if agent is None or chunk.seen is None
+            else _make_cost(chunk, agent, config, *chunk.seen)
         )
         width = action_block * chunk.action_dim
         plan_BHA = planner.plan(cost, chunk.generators, config.horizon, width)[:, : config.execute]
@@ -303,7 +305,9 @@ def _generator(eval_seed: int, pair_id: int | None) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _make_cost(chunk: _Chunk, agent: Agent, context_BTHWC: Array, goal_B1HWC: Array) -> Cost:
+def _make_cost(
+    chunk: _Chunk, agent: Agent, config: PlanningConfig, context_BTHWC: Array, goal_B1HWC: Array
+) -> Cost:
     """The method's cost for these frames, taking and giving CPU tensors."""
     num_past = context_BTHWC.shape[1] - 1
     past_BTA = None
@@ -315,8 +319,19 @@ def _make_cost(chunk: _Chunk, agent: Agent, context_BTHWC: Array, goal_B1HWC: Ar
         torch.from_numpy(x).to(agent.device)
         for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
     ]
-    priced = agent.method.plan_cost(context_BTCHW, goal_B1CHW, past_BTA, *body)
-    return lambda actions_BSHA: priced(actions_BSHA.to(agent.device)).float().cpu()
+    in_precision = torch.autocast(
+        agent.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
+    )
+    with in_precision:
+        price = agent.method.plan_cost(context_BTCHW, goal_B1CHW, past_BTA, *body)
+    if config.compile != "off":
+        price = torch.compile(price, mode=config.compile)
+
+    def cost(actions_BSHA: Tensor) -> Tensor:
+        with in_precision:
+            return price(actions_BSHA.to(agent.device)).float().cpu()
+
+    return cost
 
 
 def _to_model(frames_BTHWC: Array, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """A training run's state: made fresh from its seed, resumed from a checkpoint, saved to one."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lewm.curve import Curve
 from lewm.data.clips import ClipData
 from lewm.data.episodes import EpisodeFile
 from lewm.identity import RECIPE_VERSION, training_fields
-from lewm.methods import Method, make_method
+from lewm.methods import Batch, Method, make_method
 
 DIRECTIONS_STREAM = 1
 """SIGReg's directions have a stream of their own, apart from that of weights and dropout."""
@@ -30,6 +31,8 @@ class Run:
     data: ClipData
     val: ClipData
     method: Method
+    loss: Callable[[Batch, torch.Generator], dict[str, torch.Tensor]]
+    """The method's, compiled if the configuration says so."""
     optimiser: torch.optim.AdamW
     directions: torch.Generator
     num_steps: int
@@ -65,6 +68,9 @@ def make_run(config: Config, run_dir: Path, file: EpisodeFile, device: torch.dev
         data=data,
         val=val,
         method=method,
+        loss=method.loss
+        if optim.compile == "off"
+        else torch.compile(method.loss, mode=optim.compile),
         optimiser=torch.optim.AdamW(
             method.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True
         ),

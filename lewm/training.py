@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lewm.checkpoint import atomic_file
 from lewm.config import Config, OptimConfig
@@ -77,23 +78,27 @@ def train(
             if diverged:
                 return TrainResult("diverged", step)
             batches = _batches(run, step, run.num_steps)
+            updates = _Updates(run)
             while True:
                 last = step == run.num_steps
+                evaluates = last or step % config.optim.eval_every == 0
+                saves = last or step % config.run.checkpoint_every == 0
+                if evaluates or saves or updates.unread == _reads_every(device):
+                    stopped_at = updates.read(files)
+                    if stopped_at is not None:
+                        files.log(f"step {stopped_at}: loss or gradient not finite")
+                        _save(run, stopped_at, files, report, diverged=True)
+                        return TrainResult("diverged", stopped_at)
                 if step != resumed_at:
-                    if last or step % config.optim.eval_every == 0:
+                    if evaluates:
                         run.curve.record(step, evaluate(run.method, run.val, config, device))
                     if last:
                         files.add_row(step)
-                    if last or step % config.run.checkpoint_every == 0:
+                    if saves:
                         _save(run, step, files, report)
                 if last:
                     return TrainResult("done", step)
-                finite = _train_step(run, step, next(batches))
-                files.add_row(step)
-                if not finite:
-                    files.log(f"step {step}: loss or gradient not finite")
-                    _save(run, step, files, report, diverged=True)
-                    return TrainResult("diverged", step)
+                updates.make(step, next(batches))
                 step += 1
 
 
@@ -214,19 +219,55 @@ def _autocast(config: Config, device: torch.device) -> torch.autocast:
     )
 
 
-def _train_step(run: Run, step: int, batch: Batch) -> bool:
-    """One update, and its row of the curve; False, and no update, where it would not be finite."""
-    with _autocast(run.config, run.device):
-        terms = run.method.loss(batch, run.directions)
-    run.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(terms["loss"])
-    norm = torch.nn.utils.clip_grad_norm_(run.method.parameters(), run.config.optim.grad_clip)
-    measured = {**terms, "grad_norm": norm}
-    values = torch.stack(list(measured.values())).detach().tolist()  # the step's only wait
-    lr = learning_rate(step, run.num_steps, run.config.optim)
-    run.curve.record(step, {**dict(zip(measured, values, strict=True)), "lr": lr})
-    if not all(map(math.isfinite, values)):
-        return False
-    run.optimiser.param_groups[0]["lr"] = lr
-    run.optimiser.step()
-    return True
+def _reads_every(device: torch.device) -> int:
+    """Steps between looks at what was measured; an accelerator waits at each for the host."""
+    return 1 if device.type == "cpu" else 16
+
+
+class _Updates:
+    """The updates of a run. After a loss or gradient that was not finite none moves a weight, so that
+    what was measured can be read some steps later, all at once."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._terms: list[str] = []
+        self._measured: list[tuple[int, float, Tensor]] = []
+        self._stopped = torch.zeros((), device=run.device)
+        run.optimiser.found_inf = self._stopped  # type: ignore[attr-defined]  # as GradScaler says it
+
+    @property
+    def unread(self) -> int:
+        """Updates made since the last `read`."""
+        return len(self._measured)
+
+    def make(self, step: int, batch: Batch) -> None:
+        """One update, unless an earlier one or this is not finite."""
+        run = self._run
+        with _autocast(run.config, run.device):
+            terms = run.loss(batch, run.directions)
+        run.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(terms["loss"])
+        norm = torch.nn.utils.clip_grad_norm_(run.method.parameters(), run.config.optim.grad_clip)
+        self._terms = [*terms, "grad_norm"]
+        values = torch.stack([*terms.values(), norm]).detach()
+        self._stopped.clamp_(min=(~values.isfinite().all()).float())
+        lr = learning_rate(step, run.num_steps, run.config.optim)
+        self._measured.append((step, lr, values))
+        run.optimiser.param_groups[0]["lr"] = lr
+        run.optimiser.step()
+
+    def read(self, files: RunFiles) -> int | None:
+        """Adds a row of the curve per unread update; the step of the first that was not made, if any."""
+        if not self._measured:
+            return None
+        rows = torch.stack([values for _, _, values in self._measured]).tolist()  # the only wait
+        stopped_at = None
+        for (step, lr, _), values in zip(self._measured, rows, strict=True):
+            self._run.curve.record(step, {**dict(zip(self._terms, values, strict=True)), "lr": lr})
+            files.add_row(step)
+            if not all(map(math.isfinite, values)):
+                self._run.optimiser.param_groups[0]["lr"] = lr
+                stopped_at = step
+                break
+        self._measured.clear()
+        return stopped_at

@@ -194,7 +194,9 @@ def _own_axes(eval_point: str, stage: str) -> str:
     return " ".join(part for part in eval_point.split(" ") if part.startswith(f"{section}."))
 
 
-ADDED_LATER = {"planning": {"gradient_optimiser": "adam"}}
+ADDED_LATER = {
+    "planning": {"gradient_optimiser": "adam", "precision": "fp32", "compile": "off"},
+}
 """Settings younger than the first stored cells, by section: while default they are no part of an identity."""
 
 

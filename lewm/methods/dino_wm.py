@@ -277,7 +277,7 @@ class DinoWM(Method):
         return cost
 
     def _distance(self, reached_KPC: Tensor, goal_KPC: Tensor) -> Tensor:
-        error = (reached_KPC - goal_KPC).square()
+        error = (reached_KPC.float() - goal_KPC.float()).square()
         visual = error[..., :WIDTH].mean(dim=(1, 2))
         if not self.proprio:
             return visual

@@ -125,6 +125,6 @@ class JEPA(Method):
                 past = past_actions_BTA.unsqueeze(1).expand(-1, actions_BSHA.shape[1], -1, -1)
                 actions_BSHA = torch.cat([past, actions_BSHA], dim=2)
             last_BSD = self.rollout(start_BTD, actions_BSHA)[:, :, -1]
-            return (last_BSD - goal_B1D).square().sum(-1)
+            return (last_BSD.float() - goal_B1D.float()).square().sum(-1)
 
         return cost

@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +97,36 @@ def test_chunks_planned_in_turn_give_what_one_after_the_other_does(agent, monkey
     in_turn = plan(manifest(8), agent, settings)
     for name in ("success", "final_distance", "steps_to_success", "initial_success"):
         np.testing.assert_array_equal(getattr(in_turn, name), getattr(alone, name))
+
+
+@pytest.mark.parametrize("planner", ["cem", "gradient"])
+@pytest.mark.parametrize("changes", [{"precision": "bf16"}, {"compile": "default"}])
+def test_costs_in_another_precision_or_compiled_are_near_the_plain_ones(
+    agent, changes, planner, monkeypatch
+):
+    """Compiled for torch's own kernels: what the C++ ones round is `test_resume`'s to see, and slow."""
+    compile_for = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("torch.compile", lambda call, mode: compile_for(call))
+    actions = torch.randn(3, 7, 5, 10, generator=torch.Generator().manual_seed(3))
+    costs = []
+    for settings in (SETTINGS, SETTINGS.model_copy(update=changes)):
+        settings = settings.model_copy(update={"planner": planner, "gradient_num_steps": 2})
+        inner, priced = make_planner(settings), []
+
+        def plan(cost, *given, inner=inner, priced=priced):
+            priced.append(cost(actions))
+            return inner.plan(cost, *given)
+
+        outcome = run_planner(
+            manifest(4), SimpleNamespace(plan=plan, raw=False), settings, 5, agent
+        )
+        assert np.isfinite(outcome.final_distance).all()
+        costs.append(priced[0])
+    tolerance = 0.05 if "precision" in changes else 1e-5
+    torch.testing.assert_close(
+        costs[1], costs[0], rtol=tolerance, atol=tolerance * costs[0].mean().item()
+    )
+    assert ("precision" in changes) == (not torch.allclose(costs[1], costs[0], rtol=1e-4))
 
 
 def test_planning_again_gives_the_same_and_another_eval_seed_does_not(agent):

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends in the same bits as one left alone."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,46 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         load_method(tmp_path / "none.pt")
 
 
+@pytest.mark.parametrize("changes", [{}, {"optim__lr": 1e30, "optim__warmup_frac": 0.5}])
+def test_reading_what_was_measured_later_changes_no_bit(
+    changes: dict[str, float], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the large learning rate the loss is not finite some steps before that is read."""
+    settings = {**SETTINGS, **changes, "optim__eval_every": 7, "run__checkpoint_every": 7}
+    ends = [train(tiny(**settings), tmp_path / "at_once", dataset)]
+    monkeypatch.setattr("lewm.training._reads_every", lambda device: 5)
+    ends.append(train(tiny(**settings), tmp_path / "later", dataset))
+    assert ends[0] == ends[1] and (ends[0].status == "diverged") == bool(changes)
+    states = [read_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("at_once", "later")]
+    if changes:  # batches seen in vain move a generator and batch norms' statistics, no weight
+        assert ends[0].step % 5
+        for state in states:
+            del state["rng"]
+            state["method"] = {k: v for k, v in state["method"].items() if "net.1." not in k}
+    assert_same(*states)
+    assert read_curve(tmp_path / "at_once") == read_curve(tmp_path / "later")
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_loss_trains_as_the_plain_one_and_resumes_exactly(
+    dataset: Path, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "model__dropout": 0.0}
+    train(tiny(**settings), tmp_path / "plain", dataset)
+    train(tiny(**settings, optim__compile="default"), tmp_path / "compiled", dataset)
+    curves = [
+        np.array([row["loss"] for row in read_curve(tmp_path / name)[:-1]])
+        for name in ("plain", "compiled")
+    ]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)
+    dropout = {"optim__compile": "default"}
+    train(tiny(**SETTINGS, **dropout), tmp_path / "whole", dataset)
+    train_and_die(tmp_path / "broken", dataset, 6, **dropout)
+    train(tiny(**SETTINGS, **dropout), tmp_path / "broken", dataset)
+    assert_same_end(tmp_path / "whole", tmp_path / "broken")
+
+
 SIGKILLED = """
 import io, os, signal, sys
 from pathlib import Path
@@ -162,16 +203,15 @@ from tests.lewm.test_resume import SETTINGS
 from tests.lewm.test_train import tiny
 
 run_dir, dataset, moment, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-train_step, save, saves = lewm.training._train_step, torch.save, []
+make_update, save, saves = lewm.training._Updates.make, torch.save, []
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def dying_step(run, step, batch):
-    alive = train_step(run, step, batch)
+def dying_update(updates, step, batch):
+    make_update(updates, step, batch)
     if step == at:
         die()
-    return alive
 
 def dying_save(state, file):
     saves.append(state)
@@ -184,7 +224,7 @@ def dying_save(state, file):
     die()
 
 if moment == "step":
-    lewm.training._train_step = dying_step
+    lewm.training._Updates.make = dying_update
 elif moment == "save":
     torch.save = dying_save
 lewm.training.train(tiny(**SETTINGS), run_dir, dataset)

@@ -29,14 +29,14 @@ def condense(raw: Record) -> Record:
         rows.append(
             {
                 "group": test["group"],
-                "side": side(test["name"]),
+                "side": " ".join([side(test["name"]), *extra.get("variant", "").split()]),
                 "unit": extra.get("unit", ""),
                 "per_second": extra.get("units", 1) / stats["median"],
                 "median_s": stats["median"],
                 "q1_s": stats["q1"],
                 "q3_s": stats["q3"],
                 "n": stats["rounds"],
-                **{k: v for k, v in extra.items() if k not in ("unit", "units")},
+                **{k: v for k, v in extra.items() if k not in ("unit", "units", "variant")},
             }
         )
     return {

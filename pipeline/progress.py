@@ -53,7 +53,7 @@ class Progress:
         self._evaluate_s = evaluate_s
         self._workers = max(workers, 1)
         self._started = time.time()
-        self._evaluate_started: float | None = None
+        self._evaluate_from = (self._started, 0)
         self._pace_from: float | None = None
         self._steps_seen = 0
         self._last_line = 0.0
@@ -125,13 +125,18 @@ class Progress:
         self.phase = f"drawing pairs for {name}, {found}/{asked}"
         self._refresh()
 
-    def begin_cells(self, total: int) -> None:
-        """Training is over; `total` evaluation tasks follow."""
-        self.phase = "evaluating"
-        self.cells_total = total
-        self._evaluate_started = time.time()
-        self.line(f"evaluating: {total} tasks")
-        self._refresh()
+    def add_cells(self, count: int) -> None:
+        """So many evaluation tasks more, which run when there is room."""
+        self.cells_total += count
+
+    def begin_cells(self) -> None:
+        """Training is over; the evaluation tasks that are left follow."""
+        left = self.cells_total - self.cells_done
+        if left:
+            self.phase = "evaluating"
+            self._evaluate_from = time.time(), self.cells_done
+            self.line(f"evaluating: {left} tasks")
+            self._refresh()
 
     def cell_done(self, error: str | None) -> None:
         """One evaluation task ended."""
@@ -147,9 +152,10 @@ class Progress:
     def eta_s(self) -> float | None:
         """Seconds to go, from the rate so far; None before there is one."""
         if self.phase == "evaluating":
-            if not self.cells_done or self._evaluate_started is None:
+            began, already = self._evaluate_from
+            if self.cells_done == already:
                 return None
-            rate = (time.time() - self._evaluate_started) / self.cells_done
+            rate = (time.time() - began) / (self.cells_done - already)
             return rate * (self.cells_total - self.cells_done)
         known = [row["num_steps"] for row in self.rows.values() if row.get("num_steps")]
         if not known or not self._steps_seen or self._pace_from is None:
@@ -159,7 +165,7 @@ class Progress:
         training = left * (time.time() - self._pace_from) / self._steps_seen
         if self._evaluate_s is None:
             return training
-        return training + self._evaluate_s * len(self.rows) / self._workers
+        return training + self._evaluate_s * (len(self.rows) - self.cells_done) / self._workers
 
     def counts(self) -> str:
         """`3 done, 2 running, 10 waiting`."""

@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pipeline import record
 from pipeline.cell_runner import EvaluateTask
 from pipeline.cells import Manifests, dataset_name, is_done, trial_cells
-from pipeline.evaluation import RETRIES, missing_tasks, run_tasks, trial_task
+from pipeline.evaluation import RETRIES, Evaluations, missing_tasks, trial_task
 from pipeline.options import Options
 from pipeline.progress import Progress
 from pipeline.redact import redact
@@ -50,6 +51,8 @@ class Training:
         self.hashes: dict[str, str] = {}
         self.share: dict[str, float] = {}
         self.values: dict[str, float | None] = {}
+        self.evaluations = Evaluations()
+        self.early: set[str] = set()
 
     def share_out(self) -> None:
         """CPU and GPU of a trial on what is connected."""
@@ -127,6 +130,13 @@ class Training:
         manifests: Manifests,
     ) -> None:
         """Trains what has no marker yet, each as one Ray Tune trial; packs less what did not fit."""
+
+        def on_report(trial_id: str, metrics: dict[str, Any]) -> None:
+            progress.step(trial_id, metrics)
+            if metrics.get("status") == "done":
+                self._evaluate_early(trial_id, progress, manifests)
+            self.evaluations.look(progress.cell_done)
+
         left = [t for t in trials if read_marker(self.storage, t.trial_id) is None]
         while left:
             from pipeline.tuner import run_trials
@@ -136,13 +146,24 @@ class Training:
                 replace(self.task(t, tracker), until=until, objective=self._objective(t, manifests))
                 for t in left
             ]
-            ends = run_trials(tasks, self.share, progress.step, self.stop, RETRIES)
+            ends = run_trials(tasks, self.share, on_report, self.stop, RETRIES)
             if self.stop():
+                self.evaluations.cancel()
                 return
             left = [t for t in left if ends.get(t.trial_id) == OUT_OF_MEMORY]
             if left:
                 self._pack_less(progress)
             self._give_up(tasks, ends, progress)
+
+    def _evaluate_early(self, trial_id: str, progress: Progress, manifests: Manifests) -> None:
+        """Has a trained trial evaluated as soon as no training wants its place."""
+        if self.spec.search.is_adaptive:  # whose trials evaluate what the search needs themselves
+            return
+        only = self.options.only
+        tasks = missing_tasks(self.spec, self.storage, manifests, self.datasets, only, {trial_id})
+        self.evaluations.start(tasks, self.share)
+        self.early.add(trial_id)
+        progress.add_cells(len(tasks))
 
     def _objective(self, trial: Trial, manifests: Manifests) -> EvaluateTask | None:
         """The cells that an adaptive search needs of a trial, which runs them itself."""
@@ -205,10 +226,9 @@ class Training:
         trials: Collection[str] | None = None,
     ) -> None:
         """Runs every cell that is missing, or those of some stages and trials."""
-        tasks = missing_tasks(self.spec, self.storage, manifests, self.datasets, only)
-        if trials is not None:
-            tasks = [task for task in tasks if task.trial_id in trials]
-        if not tasks:
-            return
-        progress.begin_cells(len(tasks))
-        run_tasks(tasks, self.share, lambda _, error: progress.cell_done(error), self.stop)
+        known = missing_tasks(self.spec, self.storage, manifests, self.datasets, only, trials)
+        tasks = [task for task in known if task.trial_id not in self.early]
+        self.evaluations.start(tasks, self.share)
+        progress.add_cells(len(tasks))
+        progress.begin_cells()
+        self.evaluations.finish(progress.cell_done, self.stop)

@@ -90,10 +90,23 @@ class _EppsPulley(torch.autograd.Function):
         return slope * grads[0].unsqueeze(-1), None, None
 
 
-def unit_directions(dim: int, num_directions: int, generator: torch.Generator) -> Tensor:
-    """(D, M) random unit vectors in columns, uniform on the sphere, on the generator's device."""
+@torch.compiler.disable  # a generator is none of a graph's inputs
+def unit_directions(
+    dim: int, num_directions: int, generator: torch.Generator, device: torch.device | None = None
+) -> Tensor:
+    """(D, M) random unit vectors in columns, uniform on the sphere.
+
+    Args:
+        generator: draws on its own device, so that the draw is the same wherever the vectors are used.
+        device: where they are wanted; a GPU is not waited for. None: the generator's.
+    """
     normal_DM = torch.randn(dim, num_directions, generator=generator, device=generator.device)
-    return normal_DM / normal_DM.norm(dim=0, keepdim=True)
+    directions_DM = normal_DM / normal_DM.norm(dim=0, keepdim=True)
+    if device is None or device == generator.device:
+        return directions_DM
+    if device.type == "cuda":
+        directions_DM = directions_DM.pin_memory()
+    return directions_DM.to(device, non_blocking=True)
 
 
 def sigreg(
@@ -108,12 +121,12 @@ def sigreg(
 
     Args:
         z_TBD: projected embeddings, time first.
-        directions_DM: unit vectors in columns, fresh in every step.
+        directions_DM: unit vectors in columns, fresh in every step, on the same device.
 
     Returns:
         Scalar >= 0, the Epps-Pulley statistic averaged over directions and time steps. About 1 for
         N(0, I) at any B.
     """
     with torch.autocast(z_TBD.device.type, enabled=False):
-        h_TMB = (z_TBD.float() @ directions_DM.to(z_TBD.device)).transpose(1, 2)
+        h_TMB = (z_TBD.float() @ directions_DM).transpose(1, 2)
         return epps_pulley(h_TMB, num_knots, knot_max).mean()

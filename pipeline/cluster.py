@@ -3,8 +3,10 @@
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -264,7 +266,13 @@ def _check_memory(
 
 
 def _has_autoscaler() -> bool:
-    """Whether the cluster can grow, so that what is missing now may come."""
+    """Whether the cluster can grow, so that what is missing now may come.
+
+    Every head reports node types; one that has no configuration to grow by names each after its node's id.
+    """
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
-    return _internal_kv_initialized() and bool(_internal_kv_get(b"__autoscaling_status"))
+    status = _internal_kv_get(b"__autoscaling_status") if _internal_kv_initialized() else None
+    report = json.loads(status).get("autoscaler_report") if status else None
+    types = (report or {}).get("active_nodes") or {}
+    return any(re.fullmatch("node_[0-9a-f]{56}", name) is None for name in types)

@@ -141,7 +141,7 @@ class Delivery:
                 begun_ms=_milliseconds(marker.get("started_at")),
             )
             curve = trial_curve(self._storage, task.trial_id)
-            log_curve(tracker, run.info.run_id, curve, last_steps(run))
+            log_curve(tracker, run.info.run_id, curve, last_steps(run), ended=True)
             self._run_ids[task.trial_id] = str(run.info.run_id)
 
         _for_each(tracker, deliver, tasks)

@@ -7,6 +7,7 @@ Of a sweep of a thousand trials all runs are asked for in one request, not one b
 
 import base64
 import json
+import math
 import os
 import threading
 import time
@@ -27,6 +28,9 @@ GATHER_S, MOST_PAUSE_S = 5.0, 60.0
 """Rows are gathered this long before a request; after failed ones the pause doubles."""
 CURVE_METRICS = ("val_pred_loss", "loss", "pred_loss", "sigreg_loss", "grad_norm", "lr", "mean_std")
 """The first is the one that MLflow's comparison page draws before anything is chosen there."""
+MEASURED_SELDOM = ("val_pred_loss", "mean_std")
+CHARTED = 500
+"""Steps of a curve that MLflow gets one by one; see `is_charted`."""
 END_STATES = {
     "done": "FINISHED",
     "stopped": "KILLED",
@@ -236,29 +240,50 @@ def create_trial(
     return known
 
 
-def log_curve(tracker: Tracker, run_id: str, rows: Sequence[Row], last: dict[str, int]) -> None:
-    """Delivers the rows of a training curve that the run does not have yet, whole steps in order.
+def log_curve(
+    tracker: Tracker,
+    run_id: str,
+    rows: Sequence[Row],
+    last: dict[str, int],
+    *,
+    ended: bool = False,
+) -> None:
+    """Delivers the charted rows of a training curve that the run does not have yet, whole steps in order.
+
+    MLflow takes a tenth of a millisecond per point, so long curves are thinned; storage has them whole.
 
     Args:
         rows: one per step with `step` and any of `CURVE_METRICS`; `at`, in milliseconds, is when it
             was first tried. MLflow keeps one of equal points, so a repeated request adds nothing.
         last: per metric the last step the run holds; brought up to date as requests succeed.
+        ended: the rows are the whole curve of a trial that has ended, and its last losses go along.
     """
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     client = tracker.client
+    end = rows[-1]["step"] if ended and rows else math.inf
     fresh = [
         Metric(f"train/{name}", float(row[name]), row.get("at", now), int(row["step"]))
         for row in rows
         for name in CURVE_METRICS
-        if row.get(name) is not None and row["step"] > last.get(name, -1)
+        if row.get(name) is not None
+        and row["step"] > last.get(name, -1)
+        and (name in MEASURED_SELDOM or is_charted(row["step"]) or row["step"] >= end - 1)
     ]
     for start in range(0, len(fresh), BATCH):
         batch = fresh[start : start + BATCH]
         client.log_batch(run_id, metrics=batch)
         for metric in batch:
             last[metric.key.removeprefix("train/")] = metric.step
+
+
+def is_charted(step: int) -> bool:
+    """Whether MLflow gets this step: every one below 500, every 10th below 5,000, every 100th below ..."""
+    stride = 1
+    while step >= CHARTED * stride:
+        stride *= 10
+    return step % stride == 0
 
 
 def last_steps(run: Any) -> dict[str, int]:

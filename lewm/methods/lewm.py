@@ -38,7 +38,9 @@ class LeWM(JEPA):
         """
         z_BTD = self.encode(batch.frames_BTCHW)["z"]
         pred_BTD = self.predict(z_BTD[:, :-1], batch.actions_BTA[:, :-1])
-        directions = unit_directions(self.latent_dim, self.config.num_directions, generator)
+        directions = unit_directions(
+            self.latent_dim, self.config.num_directions, generator, z_BTD.device
+        )
         pred_loss = prediction_loss(pred_BTD, z_BTD[:, 1:])
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.lam > 0):
             sigreg_loss = sigreg(

@@ -286,3 +286,19 @@ def test_a_sick_trial_is_a_row_and_the_others_go_on(tmp_path):
     trials = read_table(tmp_path / "sweeps" / "sick-two_room-quick", "trials")
     assert sorted(trials["status"]) == ["diverged", "done"]
     assert trials.filter(pl.col("status") == "diverged")["diverged_step"].null_count() == 0
+
+
+def test_a_trained_trial_is_evaluated_while_another_trains(tmp_path):
+    """Three trials in two places: the third trains alone. Their curves are in MLflow by then."""
+    more = ("--seeds", "0", "--grid", "loss.lam=0.1,0.2,0.3", "--set", "optim.num_steps=520")
+    done = run(tmp_path, *more, "--trials-per-node", "2")
+    assert done.returncode == 0, done.stderr
+    trained = max(path.stat().st_mtime for path in tmp_path.glob("trials/*/done.json"))
+    evaluated = [path.stat().st_mtime for path in tmp_path.glob("trials/*/cells/*.json")]
+    assert len(list(tmp_path.glob("trials/*"))) == 3
+    assert min(evaluated) < trained < max(evaluated)
+    client, _, trials = mlflow_runs(tmp_path)
+    curves = [client.get_metric_history(r.info.run_id, "train/loss") for r in trials]
+    assert min(point.timestamp for curve in curves for point in curve) < 1000 * trained
+    steps = [*range(500), 500, 510, 519]
+    assert [[point.step for point in curve] for curve in curves] == [steps] * 3

@@ -24,6 +24,7 @@ from pipeline.tracking import (
     Tracker,
     finish_sweep,
     finish_trial,
+    is_charted,
     last_steps,
     log_curve,
     open_sweep,
@@ -58,13 +59,19 @@ def test_a_sweep_is_opened_once(tracker):
     assert again == tracker
 
 
-def test_repeated_delivery_logs_every_step_once(tracker):
+CHARTED = [*range(500), *range(500, 1200, 10)]
+
+
+def test_repeated_delivery_logs_every_charted_step_once_and_the_last_of_one_that_ended(tracker):
     run_id = open_trial(tracker, "t1", "lam=0.1 seed=0", {"lam": 0.1}, {})
     log_curve(tracker, run_id, ROWS[:700], last_steps(run_of(tracker, run_id)))
     assert open_trial(tracker, "t1", "lam=0.1 seed=0", {"lam": 0.1}, {}) == run_id
     for _ in range(2):
         log_curve(tracker, run_id, ROWS, last_steps(run_of(tracker, run_id)))
-    assert steps(tracker, run_id) == list(range(1200))
+    assert steps(tracker, run_id) == CHARTED
+    for _ in range(2):
+        log_curve(tracker, run_id, ROWS, last_steps(run_of(tracker, run_id)), ended=True)
+    assert steps(tracker, run_id) == [*CHARTED, 1198, 1199]
     run = run_of(tracker, run_id)
     assert run.data.tags["mlflow.parentRunId"] == tracker.parent_id
     assert run.data.params == {"lam": "0.1"}
@@ -80,7 +87,13 @@ def test_the_thread_delivers_and_a_second_one_continues(tracker):
         run = trial_runs(tracker)["t2"]
         assert run.info.status == ("RUNNING" if status is None else "FINISHED")
     assert run.data.tags["lewm.status"] == "done"
-    assert steps(tracker, run.info.run_id) == list(range(1200))
+    assert steps(tracker, run.info.run_id) == CHARTED
+
+
+def test_a_long_curve_is_thinned_ever_more():
+    assert [sum(map(is_charted, range(n))) for n in (500, 5000, 50_000)] == [500, 950, 1400]
+    assert all(is_charted(step) for step in (0, 499, 500, 510, 4990, 5000, 5100, 50_000))
+    assert not any(is_charted(step) for step in (501, 5010, 50_100))
 
 
 def test_finishing_twice_changes_nothing(tracker):

@@ -17,6 +17,12 @@ NUM_KNOTS = 17
 KNOT_MAX = 3.0
 
 
+def squared_error(a: Tensor, b: Tensor) -> Tensor:
+    """Squares of differences, element by element, in float32 at least: bfloat16 would round their sum."""
+    at_least = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    return (a.to(at_least) - b.to(at_least)).square()
+
+
 def prediction_loss(pred_BTD: Tensor, target_BTD: Tensor) -> Tensor:
     """Mean squared error between predicted and encoded next embeddings (paper Eq. 1).
 

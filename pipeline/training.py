@@ -160,7 +160,12 @@ class Training:
         if self.spec.search.is_adaptive:  # whose trials evaluate what the search needs themselves
             return
         only = self.options.only
-        tasks = missing_tasks(self.spec, self.storage, manifests, self.datasets, only, {trial_id})
+        try:
+            tasks = missing_tasks(
+                self.spec, self.storage, manifests, self.datasets, only, {trial_id}
+            )
+        except OSError:  # the end of the sweep looks again; training goes on meanwhile
+            return
         self.evaluations.start(tasks, self.share)
         self.early.add(trial_id)
         progress.add_cells(len(tasks))

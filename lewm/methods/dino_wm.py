@@ -39,7 +39,7 @@ from lewm.dinov2 import (
     weights_sha256,
 )
 from lewm.envs import env_class
-from lewm.loss import prediction_loss
+from lewm.loss import prediction_loss, squared_error
 from lewm.methods import Batch, Cost, Method
 from lewm.model import KeysValues
 from lewm.token_cache import keep_tokens
@@ -277,7 +277,7 @@ class DinoWM(Method):
         return cost
 
     def _distance(self, reached_KPC: Tensor, goal_KPC: Tensor) -> Tensor:
-        error = (reached_KPC.float() - goal_KPC.float()).square()
+        error = squared_error(reached_KPC, goal_KPC)
         visual = error[..., :WIDTH].mean(dim=(1, 2))
         if not self.proprio:
             return visual

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lewm.config import Config, ModelConfig
+from lewm.loss import squared_error
 from lewm.methods import Cost, Method
 from lewm.model import ActionEncoder, KeysValues, Predictor, Projector
 from lewm.resnet import ResNet18
@@ -125,6 +126,6 @@ class JEPA(Method):
                 past = past_actions_BTA.unsqueeze(1).expand(-1, actions_BSHA.shape[1], -1, -1)
                 actions_BSHA = torch.cat([past, actions_BSHA], dim=2)
             last_BSD = self.rollout(start_BTD, actions_BSHA)[:, :, -1]
-            return (last_BSD.float() - goal_B1D.float()).square().sum(-1)
+            return squared_error(last_BSD, goal_B1D).sum(-1)
 
         return cost

@@ -230,6 +230,7 @@ class _Updates:
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._parameters = list(run.method.parameters())
         self._terms: list[str] = []
         self._measured: list[tuple[int, float, Tensor]] = []
         self._stopped = torch.zeros((), device=run.device)
@@ -247,7 +248,7 @@ class _Updates:
             terms = run.loss(batch, run.directions)
         run.optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(terms["loss"])
-        norm = torch.nn.utils.clip_grad_norm_(run.method.parameters(), run.config.optim.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, run.config.optim.grad_clip)
         self._terms = [*terms, "grad_norm"]
         values = torch.stack([*terms.values(), norm]).detach()
         self._stopped.clamp_(min=(~values.isfinite().all()).float())

@@ -128,8 +128,11 @@ def differences(unbroken: Sweep, sweep: Sweep) -> list[str]:
     return same_tables(unbroken.tables, sweep.tables)
 
 
-def check_mlflow(uri: str, sweep: Sweep) -> None:
+def check_mlflow(uri: str, sweep: Sweep, *, one_clock: bool = True) -> None:
     """One closed run per trial under one closed parent; no charted step of a curve twice, missing or astray.
+
+    Args:
+        one_clock: all machines' clocks agree, so that a curve's times must rise with its steps.
 
     Raises:
         AssertionError: says what is wrong.
@@ -163,7 +166,7 @@ def check_mlflow(uri: str, sweep: Sweep) -> None:
         ]
         assert logged == kept, f"{trial_id}: {len(logged)} points logged, {len(kept)} kept"
         times = [point.timestamp for point in sorted(points, key=_by_step)]
-        assert times == sorted(times), f"{trial_id}: delivered out of order"
+        assert not one_clock or times == sorted(times), f"{trial_id}: delivered out of order"
 
 
 def _by_step(point: object) -> int:

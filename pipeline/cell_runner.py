@@ -32,7 +32,8 @@ def run_cells(task: EvaluateTask) -> int:
     """Runs the cells of one task and writes part and marker of each; returns how many failed.
 
     Raises:
-        OSError: storage or dataset could not be read or written (tried again by Ray).
+        OSError: storage or dataset could not be read or written, or the device failed (tried again
+            by Ray).
     """
     storage = Storage(task.storage)
     run = _floor_runner(task) if task.trial_id is None else _trial_runner(task, storage)
@@ -46,12 +47,19 @@ def run_cells(task: EvaluateTask) -> int:
         except OSError:
             raise
         except Exception as error:
+            if is_device_lost(error):
+                raise OSError(f"the device failed: {error}") from error
             lines = str(error).strip().splitlines() or [""]
             marker = {"status": "failed", "error": redact(f"{type(error).__name__}: {lines[0]}")}
             failed += 1
         marker |= {"manifest_hash": cell.manifest_hash, "wall_s": time.time() - started}
         storage.write_json(cell.marker, {**marker, "config": cell.config})
     return failed
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether an accelerator failed in a way after which its process can use it no more."""
+    return type(error).__name__ == "AcceleratorError"  # torch's, which need not be imported for it
 
 
 def _read_manifest(storage: Storage, cell: Cell) -> Any:

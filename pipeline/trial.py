@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from lewm.config import Config
-from pipeline.cell_runner import EvaluateTask, run_cells
+from pipeline.cell_runner import EvaluateTask, is_device_lost, run_cells
 from pipeline.cluster import code_hash
 from pipeline.datasets.cache import local_copy
 from pipeline.redact import redact
@@ -138,7 +138,7 @@ def run_trial(task: TrialTask, report: Report) -> dict[str, Any]:
     that paused at `task.until` and one that did not fit into its share of the memory.
 
     Raises:
-        OSError: storage or dataset could not be read or written.
+        OSError: storage or dataset could not be read or written, or the device failed.
         OwnershipLost: another process owns the trial now.
     """
     storage = Storage(task.storage)
@@ -188,6 +188,9 @@ def _train(
         if task.packed > 1 and _is_out_of_memory(error):
             attempts.close(f"{OUT_OF_MEMORY} with {task.packed} trials side by side")
             return {"status": OUT_OF_MEMORY}
+        if is_device_lost(error):
+            attempts.close("the device failed: tried again in another process")
+            raise OSError(f"the device failed: {error}") from error
         outcome = _failure(error)
         with (local / "train.log").open("a") as log:
             log.write(traceback.format_exc())
@@ -271,7 +274,10 @@ def _failure(error: Exception) -> dict[str, Any]:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a training did not fit, on a GPU or in its share of the node."""
     text = f"{type(error).__name__}: {error}".lower()
-    wanted = ("out of memory", "can't allocate memory", "unable to allocate", "cannot allocate")
+    wanted = (
+        *("out of memory", "can't allocate memory", "unable to allocate", "cannot allocate"),
+        "alloc_failed",  # cuBLAS and cuDNN
+    )
     return isinstance(error, MemoryError) or any(part in text for part in wanted)
 
 

@@ -77,7 +77,8 @@ def run_trials(
             trainable,
             param_space={"trial_id": tune.grid_search(list(by_id))},
             tune_config=tune.TuneConfig(
-                reuse_actors=True,
+                # What torch.compile made of one trial would have a say in the next one's kernels.
+                reuse_actors=all(task.config.optim.compile == "off" for task in tasks),
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
             ),

@@ -116,8 +116,10 @@ def _first_wrong(source: Source, file: Path, rows: Rows, xored: bool) -> int | N
             if len(part) != rows.size or part.name != f"/{PIXELS_XOR if xored else PIXELS}":
                 return int(rows[0])
         for frames, key in _pieces(source, rows):
+            found = np.empty(frames[0].size, dtype=np.uint8)
             for frame in stored_form(frames, key, xored).reshape(len(frames), -1):
-                if not np.array_equal(reader.stored(row), frame):
+                reader.read_stored(row, found)
+                if not np.array_equal(found, frame):
                     return int(rows[row])
                 row += 1
     except (OSError, KeyError):

@@ -55,7 +55,7 @@ class PLDM(JEPA):
         pred_loss = prediction_loss(pred_BTD, z_BTD[:, 1:])
         with torch.autocast(z_BTD.device.type, enabled=False):
             wide = z_BTD.float()
-            actions = self._inferred_actions(z_BTD), batch.actions_BTA[:, :-1]
+            actions = self._inferred_actions(wide), batch.actions_BTA[:, :-1]
             measures: dict[str, Callable[[], Tensor]] = {
                 "variance": lambda: variance(wide),
                 "covariance": lambda: covariance(wide),

@@ -1,6 +1,9 @@
 """Episode files: published ones open, ours round-trip, broken ones are refused in one line."""
 
 import shutil
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from lewm.data.digest import content_hash, fingerprint
 from lewm.data.episodes import EpisodeFile
+from lewm.data.frames import FrameReader
 from lewm.data.write import write_episodes
 
 PUBLISHED = Path(__file__).parents[1] / "goldens" / "datasets"
@@ -136,6 +140,42 @@ def test_one_reader_serves_many_threads(ours, episodes):
             orders, pool.map(lambda r: file.read("pixels", r), orders), strict=True
         ):
             np.testing.assert_array_equal(frames, whole[rows])
+
+
+def test_decoding_does_not_hold_the_interpreter_lock(tmp_path, monkeypatch):
+    """Threads switch here only where the lock is given up, and reading the bytes does not."""
+    frame = np.random.default_rng(0).integers(0, 3, (1, 2048, 2048, 3), "u1")
+    write_episodes(tmp_path / "large.h5", [{"pixels": frame, "action": np.zeros((1, 2), "f4")}])
+    chunks, ticks, stop = {}, [0], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks[0] += 1
+            time.sleep(0)
+
+    def from_memory(file, size, offset):
+        return chunks[offset]
+
+    with h5py.File(tmp_path / "large.h5") as file:
+        info = file["pixels"].id.get_chunk_info(0)
+        chunks[info.byte_offset] = file["pixels"].id.read_direct_chunk((0, 0, 0, 0))[1]
+        reader = FrameReader(tmp_path / "large.h5", file["pixels"], None)
+    monkeypatch.setattr("lewm.data.frames.os.pread", from_memory)
+    interval, out = sys.getswitchinterval(), np.empty(frame.size, "u1")
+    thread = threading.Thread(target=tick)
+    try:
+        sys.setswitchinterval(100)
+        thread.start()
+        before = ticks[0]
+        for _ in range(5):
+            reader.read_stored(0, out)
+        during = ticks[0] - before
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+    np.testing.assert_array_equal(out, frame.reshape(-1))
+    assert during > 0
 
 
 @pytest.mark.parametrize("harm", ["noise", "cut", "another size", "missing"])

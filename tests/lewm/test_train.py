@@ -20,6 +20,7 @@ from lewm.methods.pldm import TERMS
 from lewm.overrides import make_config
 from lewm.train import main
 from lewm.training import evaluate, learning_rate, train
+from lewm.vit import ViT
 
 torch.set_num_threads(1)
 
@@ -94,13 +95,27 @@ def plain_sigreg(z_TBD: torch.Tensor, directions_DM: torch.Tensor, *_: object) -
     return (gaps @ weights).mean() * z_TBD.shape[1]
 
 
-def test_the_fast_loss_trains_as_the_plain_one(
+def plain_encoder(vit: ViT, images_BCHW: torch.Tensor) -> torch.Tensor:
+    """Patches by a convolution, every token through every layer, all images at once."""
+    inputs = vit.embeddings
+    patches = inputs.patch_embeddings.projection(images_BCHW).flatten(2).transpose(1, 2)
+    cls = inputs.cls_token.expand(len(patches), -1, -1)
+    x = torch.cat([cls, patches], dim=1) + inputs.position_embeddings
+    for layer in vit.encoder.layer:
+        x = layer(x)
+    return vit.layernorm(x)[:, 0]
+
+
+def test_the_fast_step_trains_as_the_plain_one(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same curves to 0.1 %: rounding differs, and a step amplifies it little in so few."""
     config = tiny(optim__num_steps=40)
     assert train(config, tmp_path / "fast", dataset).status == "done"
+    adamw = torch.optim.AdamW
     monkeypatch.setattr("lewm.methods.lewm.sigreg", plain_sigreg)
+    monkeypatch.setattr(ViT, "forward", plain_encoder)
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *a, fused, **k: adamw(*a, foreach=False, **k))
     assert train(config, tmp_path / "plain", dataset).status == "done"
     fast, plain = read_curve(tmp_path / "fast"), read_curve(tmp_path / "plain")
     assert fast != plain and fast[-2]["loss"] < 0.9 * fast[0]["loss"]
@@ -192,11 +207,21 @@ def test_intervals_of_saving_change_no_bit(run_dir: Path, dataset: Path, tmp_pat
     assert torch.equal(ours["curve"].nan_to_num(-1), other["curve"].nan_to_num(-1))
 
 
-def test_bf16_runs_and_keeps_float32_weights(dataset: Path, tmp_path: Path) -> None:
-    assert train(tiny(optim__precision="bf16"), tmp_path, dataset).status == "done"
-    state = read_checkpoint(tmp_path / "checkpoint.pt")
+@pytest.mark.parametrize("method", ["lewm", "pldm"])
+def test_bf16_trains_alike_and_keeps_float32_weights(
+    method: str, dataset: Path, tmp_path: Path
+) -> None:
+    """The same curve to 5 %: eight bits of mantissa, 12 updates."""
+    for precision in ("fp32", "bf16"):
+        config = tiny(method=method, optim__precision=precision)
+        assert train(config, tmp_path / precision, dataset).status == "done"
+    state = read_checkpoint(tmp_path / "bf16" / "checkpoint.pt")
     floats = [tensor for tensor in state["method"].values() if tensor.is_floating_point()]
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in floats)
+    wide, half = (read_curve(tmp_path / precision) for precision in ("fp32", "bf16"))
+    assert wide != half
+    for row, other in zip(wide[:-1], half[:-1], strict=True):
+        assert other["loss"] == pytest.approx(row["loss"], rel=0.05), row["step"]
 
 
 def test_learning_rate_warms_up_from_zero_then_follows_a_cosine_to_zero() -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import lewm.training
 from lewm.config import DataConfig
@@ -88,12 +89,21 @@ def test_an_exception_is_recorded_as_failed_at_once(task, tmp_path, monkeypatch)
     assert again["status"] == "done" and again["attempts"] == 2
 
 
-def test_an_io_error_propagates_and_leaves_no_marker(task, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("No space left on device"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+)
+def test_what_another_process_may_do_better_propagates_and_leaves_no_marker(
+    task, monkeypatch, error
+):
     def broken(*_):
-        raise OSError("No space left on device")
+        raise error
 
     monkeypatch.setattr(lewm.training, "train", broken)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=str(error)):
         run_trial(task, lambda _: None)
     storage = Storage(task.storage)
     assert read_marker(storage, task.trial_id) is None

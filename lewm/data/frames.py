@@ -178,7 +178,7 @@ class FrameReader:
             out[:] = np.frombuffer(body, dtype=np.uint8)
             return
         try:
-            size = cramjam.lz4.decompress_block_into(body, out, output_len=self._frame_bytes)
+            size = cramjam.lz4.decompress_block_into(body, out.data, output_len=self._frame_bytes)
         except cramjam.DecompressionError as error:
             raise OSError(f"the chunk of row {row}: {error}") from None
         if size != self._frame_bytes:

@@ -1,4 +1,4 @@
-"""Checkpoints of our own that survive kills; the released form is in `lewm.released`.
+"""Checkpoints of our own that survive kills; the released form is in `lewm.released_weights`.
 
 A run directory holds `checkpoint.pt` and the one before it, `checkpoint.prev.pt`. A checkpoint is a
 dict of tensors and plain data, read with `weights_only=True`:

@@ -121,12 +121,12 @@ def run_planner(
         return steps if planner.raw or agent is None else agent.normaliser.invert(steps)
 
     play = _Play(manifest, manifest.protocol.budget, action_block, history)
-    with torch.no_grad(), nullcontext() if agent is None else _frozen(agent.method):
+    with torch.no_grad(), nullcontext() if agent is None else frozen(agent.method):
         return _run(play, plan, config.chunk, agent)
 
 
 @contextmanager
-def _frozen(method: Method) -> Iterator[None]:
+def frozen(method: Method) -> Iterator[None]:
     """Meanwhile no gradient of a planner's cost reaches the weights, nor is anything kept for it."""
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -319,17 +319,38 @@ def _make_cost(
         torch.from_numpy(x).to(agent.device)
         for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
     ]
+    return price_plans(
+        agent.method, config, agent.device, context_BTCHW, goal_B1CHW, past_BTA, *body
+    )
+
+
+def price_plans(
+    method: Method,
+    config: PlanningConfig,
+    device: torch.device,
+    start_BTCHW: Tensor,
+    goal_B1CHW: Tensor,
+    past_actions_BTA: Tensor | None = None,
+    *proprio: Tensor,
+) -> Cost:
+    """`Method.plan_cost` in the precision, and compiled as, the settings say; takes and gives CPU tensors.
+
+    Args:
+        config: `precision` and `compile` are used.
+        device: the method's, and of everything given here.
+        proprio: at start and goal, for a method that has it.
+    """
     in_precision = torch.autocast(
-        agent.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
+        device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
     )
     with in_precision:
-        price = agent.method.plan_cost(context_BTCHW, goal_B1CHW, past_BTA, *body)
+        price = method.plan_cost(start_BTCHW, goal_B1CHW, past_actions_BTA, *proprio)
     if config.compile != "off":
         price = torch.compile(price, mode=config.compile)
 
     def cost(actions_BSHA: Tensor) -> Tensor:
         with in_precision:
-            return price(actions_BSHA.to(agent.device)).float().cpu()
+            return price(actions_BSHA.to(device)).float().cpu()
 
     return cost
 

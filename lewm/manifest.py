@@ -1,7 +1,7 @@
 """Start/goal manifests: the pairs that a protocol and an eval seed draw, frozen and hashed.
 
 A manifest says what its pairs were drawn from: `check_manifest` refuses one of another dataset. Those of
-other projects are read by `lewm.clear_manifest`. Imports no torch, but to split a named file's episodes.
+other projects are read by `lewm.named_manifest`. Imports no torch, but to split a named file's episodes.
 """
 
 import json

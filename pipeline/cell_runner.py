@@ -108,7 +108,7 @@ def _load(storage: Storage, key: str, device: Any, episodes: Any) -> tuple[Any, 
     """
     from lewm.checkpoint import load_method
     from lewm.data.clips import Normaliser
-    from lewm.released import load_normaliser, load_released
+    from lewm.released_weights import load_normaliser, load_released
 
     if not storage.exists(f"{key}/{RELEASED}"):
         with storage.reading(f"{key}/checkpoint.pt") as folder:

@@ -48,8 +48,8 @@ def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
             the training file, or a manifest of another dataset.
     """
     from lewm.data.digest import fingerprint as fingerprint_of
-    from lewm.released import load_normaliser, load_released, weights_hash
     from lewm.released_config import read_config
+    from lewm.released_weights import load_normaliser, load_released, weights_hash
 
     env = choice(request.env, env_names(), "--env")
     released, _ = load_released(request.weights)
@@ -92,8 +92,8 @@ def _manifest(request: Request, fingerprint: str | None) -> "Manifest | None":
     """The manifest named on the command line, its protocol's name made unique by its hash."""
     if request.manifest is None:
         return None
-    from lewm.clear_manifest import load_manifest
     from lewm.data.episodes import EpisodeFile
+    from lewm.named_manifest import load_manifest
 
     if request.dataset is None:
         raise ValueError("--manifest names rows of a dataset: add --dataset FILE")
@@ -193,7 +193,7 @@ def _check_without_data(weights: Path, protocols: dict[str, dict[str, Any]]) -> 
 
 def store(spec: Spec, storage: Storage, weights: Path, manifest: "Manifest | None") -> None:
     """Copies the released files into the storage, as a trial that is done, and the manifest."""
-    from lewm.released import load_released
+    from lewm.released_weights import load_released
 
     if manifest is not None:
         for _, want in wanted_manifests(spec):

@@ -9,16 +9,16 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from lewm.config import Config
+from lewm.config import Config, PlanningConfig
+from lewm.control import price_plans
 from lewm.envs import env_class
 from lewm.methods import Method, make_method
 from lewm.planners import make_planner
@@ -135,14 +135,14 @@ def _bench(case: Case, method: Method, device: torch.device) -> _Bench:
     samples = planning.gradient_num_starts if gradient else planning.num_samples
     iterations = planning.gradient_num_steps if gradient else planning.num_iterations
     frames = _frames(case.config, device)
-    encoding, searching = _counter(), _counter()
-    with torch.no_grad(), _autocast(case.config, device):
+    encoding, searching = flop_counter(), flop_counter()
+    with torch.no_grad():
         with encoding:
-            cost = method.plan_cost(*frames)
+            cost = price_plans(method, _settings(case.config), device, *frames)
         block = case.config.data.action_block * env_class(case.config.data.env).action_dim
         shape = (timing.batch, MIN_SAMPLES, planning.horizon, block)
         with searching:
-            cost(torch.zeros(shape, device=device))
+            cost(torch.zeros(shape))
     per_sample = searching.get_total_flops() / MIN_SAMPLES
     if gradient:
         per_sample *= 3  # the backward pass costs about twice the forward pass
@@ -159,15 +159,20 @@ def _bench(case: Case, method: Method, device: torch.device) -> _Bench:
     )
 
 
-def _counter() -> FlopCounterMode:
+def flop_counter() -> FlopCounterMode:
     """Counts matrix products, convolutions and attention; torch's own leaves out attention on a CPU."""
 
     def attention(query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
         flops: int = sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
         return flops
 
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention})
+    def slope(grad: Any, query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
+        flops: int = sdpa_backward_flop_count(grad, query, key, value)  # type: ignore[no-untyped-call]
+        return flops
+
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    return FlopCounterMode(display=False, custom_mapping={forward: attention, backward: slope})
 
 
 def _at_equal_flops(bench: _Bench, budget: float) -> _Bench:
@@ -197,9 +202,9 @@ def _frames(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.T
     return both[0], both[1]
 
 
-def _autocast(config: Config, device: torch.device) -> AbstractContextManager[None]:
-    bf16 = config.timing.dtype == "bf16"
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+def _settings(config: Config) -> PlanningConfig:
+    """The planner's, in the precision that is timed."""
+    return config.planning.model_copy(update={"precision": config.timing.dtype})
 
 
 def _measure(bench: _Bench, device: torch.device, repetition: int) -> tuple[float, float]:
@@ -211,16 +216,16 @@ def _measure(bench: _Bench, device: torch.device, repetition: int) -> tuple[floa
         "gradient_num_starts": bench.run_samples,
         "gradient_num_steps": bench.run_iterations,
     }
-    planner = make_planner(config.planning.model_copy(update={**run, "num_elites": elites}))
-    frames = _frames(config, device)
+    settings = _settings(config).model_copy(update={**run, "num_elites": elites})
+    planner, frames = make_planner(settings), _frames(config, device)
     generators = [
-        torch.Generator(device).manual_seed(1000 * repetition + plan)
+        torch.Generator().manual_seed(1000 * repetition + plan)
         for plan in range(config.timing.batch)
     ]
     block = config.data.action_block * env_class(config.data.env).action_dim
-    with torch.no_grad(), _autocast(config, device):
+    with torch.no_grad():
         began = _now(device)
-        cost = bench.method.plan_cost(*frames)
+        cost = price_plans(bench.method, settings, device, *frames)
         encoded = _now(device)
         planner.plan(cost, generators, config.planning.horizon, block)
         return encoded - began, _now(device) - encoded

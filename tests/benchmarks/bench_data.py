@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lewm.config import DataConfig
-from lewm.data.clips import ClipData
+from lewm.data.clips import ClipData, prepare_frames
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
@@ -89,6 +89,33 @@ def bench_ours(world: str, measure: Measure, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.benchmark(group="a batch of `quick`, taken from memory")
+@pytest.mark.parametrize("normalised", [False, True])
+def bench_quick_ours(normalised: bool, measure: Measure, tmp_path: Path) -> None:
+    """Read, and normalised: on a CPU the device that normalises is the one that trains."""
+    made = [{**e, "pixels": e["pixels"][:, :64, :64]} for e in episodes("two_room")]
+    write_episodes(tmp_path / "quick.h5", made)
+    config = make_config({"model.image_size": 64, "model.patch_size": 32})
+    rng = np.random.default_rng(1)
+    with EpisodeFile(tmp_path / "quick.h5") as file:
+        clips = ClipData(file, config, "train")
+        buffer = clips.make_buffer(32)
+
+        def batch() -> None:
+            frames = clips.load(rng.integers(0, len(clips), 32), buffer).frames_BTCHW
+            if normalised:
+                prepare_frames(frames)
+
+        measure(batch, 1, "batches", 60, variant="normalised" if normalised else "")
+
+
+@pytest.mark.benchmark(group="a batch of `quick`, taken from memory")
+def bench_quick_floor(measure: Measure) -> None:
+    frames = np.ones((32 * FRAMES, 3, 64, 64), np.uint8)
+    out = np.full_like(frames, 2)
+    measure(lambda: np.copyto(out, frames), 1, "batches", 60)
+
+
 @parametrised
 @pytest.mark.parametrize("kind", ["hdf5", "lance"])
 def bench_rival(world: str, kind: str, measure: Measure, tmp_path: Path, rival: str) -> None:
@@ -104,7 +131,7 @@ def bench_rival(world: str, kind: str, measure: Measure, tmp_path: Path, rival: 
         return many(indices) if many else [data[index] for index in indices]
 
     size = num_bytes(path) / (NUM_EPISODES * LENGTH)
-    measure(batch, BATCH * FRAMES, "frames", 6, rival=rival, bytes_per_frame=size)
+    measure(batch, BATCH * FRAMES, "frames", 15, rival=rival, bytes_per_frame=size)
 
 
 @parametrised

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lewm.config import ProbingConfig
 from lewm.envs import ENVS, make_env
 from pipeline.stages.probing import fit_mlp, fit_ridge
-from tests.benchmarks.plugin import Measure, matrix_products
+from tests.benchmarks.plugin import Measure, count_flops, matrix_products
 
 PROBES = pytest.mark.benchmark(group="probes of one layer, D = 192, 6 targets")
 
@@ -31,15 +30,18 @@ def bench_ours(measure: Measure) -> None:
 
 @PROBES
 def bench_floor(measure: Measure) -> None:
-    with FlopCounterMode(display=False) as counter:
-        fit()
-    measure(matrix_products(counter.get_total_flops()), 1, "fits", 5)
+    measure(matrix_products(count_flops(fit)), 1, "fits", 5)
 
 
-@pytest.mark.parametrize("size", [64, 224])
-@pytest.mark.parametrize("world", list(ENVS))
-def bench_collection(world: str, size: int, measure: Measure, benchmark: object) -> None:
-    benchmark.group = f"frames drawn at {size} px, {world}"
+COLLECTIONS = [
+    pytest.param(w, s, marks=pytest.mark.benchmark(group=f"frames drawn at {s} px, {w}"))
+    for s in (64, 224)
+    for w in ENVS
+]
+
+
+@pytest.mark.parametrize(("world", "size"), COLLECTIONS)
+def bench_collection(world: str, size: int, measure: Measure) -> None:
     try:
         env = make_env(world, image_size=size, render_quality="exact")
     except (ValueError, ImportError) as error:

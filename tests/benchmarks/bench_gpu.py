@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lewm.config import Config
+from lewm.control import frozen, price_plans
 from lewm.curve import RunFiles
 from lewm.data.clips import prepare_frames
 from lewm.data.episodes import EpisodeFile
@@ -28,7 +28,7 @@ from lewm.training import _batches, _setup_torch, _Updates
 from pipeline.resolve import resolve
 from pipeline.spec import Request
 from tests.benchmarks.bench_data import episodes
-from tests.benchmarks.plugin import Measure
+from tests.benchmarks.plugin import Measure, count_flops
 
 DEVICE = os.environ.get("BENCH_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
@@ -39,6 +39,14 @@ STEPS = 32 if ON_GPU else 2
 MODES = ("off", "default", "reduce-overhead")
 TRIALS = (1, 2, 4, 8)
 NUM_PLANS = 50 if ON_GPU else 2
+
+
+@pytest.fixture(autouse=True)
+def settings_of_torch() -> Iterator[None]:
+    """A training's settings are the process's, and other benchmarks come after these."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
 
 
 def config_of(profile: str, **changes: Any) -> Config:
@@ -110,9 +118,7 @@ def bench_train_ours(mode: str, measure: Measure, tmp_path: Path) -> None:
 @pytest.mark.benchmark(group="GPU: training step, paper, fed from disk")
 def bench_train_floor(measure: Measure, tmp_path: Path) -> None:
     with training(config_of("paper"), tmp_path) as steps:
-        with FlopCounterMode(display=False) as counter:
-            steps()
-        flops = counter.get_total_flops()
+        flops = count_flops(steps)
     measure(floor(flops, torch.bfloat16), STEPS, "steps", 5, gflop=flops / STEPS / 1e9)
 
 
@@ -150,26 +156,21 @@ def wait(trials: list["subprocess.Popen[str]"]) -> None:
         assert trial.stdout is not None and trial.stdout.readline() == "ready\n"
 
 
-def plans(precision: str, chunk: int) -> Callable[[], None]:
-    config = config_of("paper").planning.model_copy(update={"precision": precision})
+def plans(precision: str, chunk: int, mode: str = "off") -> Callable[[], None]:
+    """A call that makes `NUM_PLANS` plans as `lewm.control` does, worlds apart."""
     model = config_of("paper")
+    config = model.planning.model_copy(update={"precision": precision, "compile": mode})
     method = make_method(model, 2).eval().to(DEVICE)
     planner, size = make_planner(config), model.model.image_size
     frames = torch.randint(0, 256, (chunk, 1, 3, size, size), dtype=torch.uint8)
 
-    @torch.inference_mode()
     def call() -> None:
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad(), frozen(method):
             for begin in range(0, NUM_PLANS, chunk):
                 seen = prepare_frames(frames.to(DEVICE))
-                price = method.plan_cost(seen, seen.flip(0))
+                price = price_plans(method, config, torch.device(DEVICE), seen, seen.flip(0))
                 generators = [torch.Generator().manual_seed(begin + i) for i in range(chunk)]
-                planner.plan(
-                    lambda actions, price=price: price(actions.to(DEVICE)).float().cpu(),
-                    generators,
-                    config.horizon,
-                    2 * model.data.action_block,
-                )
+                planner.plan(price, generators, config.horizon, 2 * model.data.action_block)
 
     return call
 
@@ -181,10 +182,12 @@ def plans(precision: str, chunk: int) -> Callable[[], None]:
         for p in ("fp32", "bf16")
     ],
 )
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("chunk", [10, 50] if ON_GPU else [2])
-def bench_plans_ours(precision: str, chunk: int, measure: Measure) -> None:
-    variant = "" if chunk == 10 else f"in chunks of {chunk}"
-    measure(plans(precision, chunk), NUM_PLANS, "plans", 5, variant=variant)
+def bench_plans_ours(precision: str, chunk: int, mode: str, measure: Measure) -> None:
+    words = [f"in chunks of {chunk}"] if chunk == 50 else []
+    words += [] if mode == "off" else [f"compiled, {mode}"]
+    measure(plans(precision, chunk, mode), NUM_PLANS, "plans", 5, variant=" ".join(words))
 
 
 @pytest.mark.parametrize(
@@ -195,9 +198,7 @@ def bench_plans_ours(precision: str, chunk: int, measure: Measure) -> None:
     ],
 )
 def bench_plans_floor(precision: str, dtype: torch.dtype, measure: Measure) -> None:
-    with FlopCounterMode(display=False) as counter:
-        plans(precision, min(10, NUM_PLANS))()
-    flops = counter.get_total_flops()
+    flops = count_flops(plans(precision, min(10, NUM_PLANS)))
     measure(floor(flops, dtype), NUM_PLANS, "plans", 5, gflop=flops / NUM_PLANS / 1e9)
 
 

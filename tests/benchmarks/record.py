@@ -82,6 +82,16 @@ def changes(now: Record, before: Record) -> list[str]:
     ]
 
 
+def missed(record: Record) -> list[str]:
+    """Units that took longer than their `target_s`."""
+    taken = ((row, 1 / row["per_second"]) for row in record["rows"] if "target_s" in row)
+    return [
+        f"{row['group']}: {seconds(unit_s)}, target {seconds(row['target_s'])}"
+        for row, unit_s in taken
+        if unit_s > row["target_s"]
+    ]
+
+
 def path_of(record: Record) -> Path:
     """The record's file: one per kind of machine."""
     machine = record["machine"]
@@ -121,9 +131,15 @@ def main(argv: list[str] | None = None) -> int:
     kept = [path_of(record), *sorted(RECORDS.glob("*.json"))]
     before = next((path for path in kept if path.exists()), None)
     if before is not None:
-        told = changes(record, json.loads(before.read_text()))
+        kept_record = json.loads(before.read_text())
+        told = changes(record, kept_record)
+        unmeasured = sorted(ratios(kept_record).keys() - ratios(record).keys())
         print(f"\nagainst {before.name}: {len(told)} ratios changed by more than {CHANGE:.0%}")
         print("".join(f"  CHANGED {line}\n" for line in told), end="")
+        if unmeasured:
+            sides = ", ".join(sorted({other for _, other in unmeasured}))
+            print(f"  {len(unmeasured)} kept ratios are not measured here (no {sides})")
+    print("".join(f"  MISSED {line}\n" for line in missed(record)), end="")
     if args.save:
         path_of(record).write_text(json.dumps(record, indent=1) + "\n")
         print(f"kept as {path_of(record)}")

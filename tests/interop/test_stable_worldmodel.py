@@ -23,8 +23,8 @@ from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
 from lewm.methods import Method, make_method
 from lewm.overrides import make_config
-from lewm.released import Naming, export_released, load_released
 from lewm.released_config import make_release
+from lewm.released_weights import Naming, export_released, load_released
 
 NEEDED = ("stable_worldmodel", "stable_pretraining", "transformers", "hydra")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]

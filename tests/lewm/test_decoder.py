@@ -12,7 +12,7 @@ from lewm.decoder import Decoder, _Block, patch_of
 from lewm.identity import trial_id
 from lewm.methods import Batch, make_method
 from lewm.overrides import make_config
-from lewm.released import export_released, load_released
+from lewm.released_weights import export_released, load_released
 from tests.small_model import SMALL_MODEL
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 
 from lewm.loss import sigreg
 from lewm.methods.lewm import LeWM
-from lewm.released import load_released
+from lewm.released_weights import load_released
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "lewm_small"
 WEIGHTS = ["weights.pt", "weights_transformers5.pt"]

@@ -17,11 +17,11 @@ from lewm.data.write import write_episodes
 from lewm.methods import Method, make_method
 from lewm.methods.lewm import LeWM
 from lewm.overrides import make_config
-from lewm.released import (
+from lewm.released import main
+from lewm.released_weights import (
     export_released,
     load_normaliser,
     load_released,
-    main,
     rename,
     weights_hash,
 )

@@ -8,6 +8,7 @@ import pytest
 COMMANDS = (
     *(f"pipeline.{name}" for name in ("sweep", "status", "report", "evaluate", "collect")),
     *("pipeline.simulate", "pipeline.clean", "pipeline.doctor", "lewm.train"),
+    *("lewm.released", "lewm.clear_manifest"),
 )
 SLOW = ("torch", "ray", "mlflow", "numpy", "scipy", "polars", "pyarrow", "pydantic", "h5py")
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from lewm.overrides import make_config
-from lewm.released import export_checkpoint
+from lewm.released_weights import export_checkpoint
 from lewm.training import train
 from pipeline import evaluate
 from pipeline.datasets.collected import ensure_dataset

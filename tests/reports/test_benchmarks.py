@@ -30,6 +30,7 @@ def raw() -> dict[str, Any]:
         timed("clips", "bench_floor[push_t]", 0.001, 256),
         timed("starts", "bench_first_step_ours", 8.0),
     ]
+    tests[-1]["extra_info"] |= {"units": 2, "target_s": 4.1}
     machine = {"cpu": "Some <CPU>", "cores": 2, "threads": 1, "gpu": None}
     machine |= {"python": "3.11.7", "torch": "2.13.0", "short": True}
     commit = {"id": "f11f74d123", "dirty": False}
@@ -45,7 +46,7 @@ def test_ours_is_so_many_times_as_fast(raw: dict[str, Any]) -> None:
     record = condense(raw)
     assert ratios(record) == pytest.approx({("clips", "rival lance"): 20, ("clips", "floor"): 0.25})
     speeds = {(row["group"], row["side"]): row["per_second"] for row in record["rows"]}
-    assert speeds["clips", "ours"] == pytest.approx(64_000) and speeds["starts", "ours"] == 0.125
+    assert speeds["clips", "ours"] == pytest.approx(64_000) and speeds["starts", "ours"] == 0.25
 
 
 def test_what_changed_by_more_than_a_fifth_is_told(
@@ -63,6 +64,7 @@ def test_what_changed_by_more_than_a_fifth_is_told(
     slower = copy.deepcopy(raw)
     slower["benchmarks"][0]["stats"]["median"] *= 1.3
     slower["benchmarks"][2]["stats"]["median"] *= 1.1
+    slower["benchmarks"][3]["stats"]["median"] *= 1.1
     assert changes(condense(slower), condense(raw)) == ["clips: ours / rival lance 20.00 -> 15.38"]
     path.write_text(json.dumps(slower))
     capsys.readouterr()
@@ -70,6 +72,11 @@ def test_what_changed_by_more_than_a_fifth_is_told(
     said = capsys.readouterr().out
     assert "1 ratios changed by more than 20%" in said and "CHANGED clips" in said
     assert "| clips | rival lance | 3,200 frames |" in said
+    assert "MISSED starts: 4.40 s, target 4.10 s" in said and "not measured" not in said
+    del slower["benchmarks"][1]
+    path.write_text(json.dumps(slower))
+    assert module.main([str(path)]) == 0
+    assert "1 kept ratios are not measured here (no rival lance)" in capsys.readouterr().out
 
 
 def test_the_page(raw: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,12 +5,12 @@ import h5py
 import numpy as np
 import pytest
 
-from lewm.clear_manifest import describe, load_manifest, read_clear_manifest
 from lewm.clear_rules import TASKS, clear_protocol
 from lewm.config import DataConfig
 from lewm.data.episodes import EpisodeFile
 from lewm.envs import env_class
 from lewm.manifest import Manifest, make_manifest
+from lewm.named_manifest import describe, load_manifest, read_clear_manifest
 from lewm.protocol import protocol_from_dict
 from lewm.windows import FileColumns
 

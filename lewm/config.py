@@ -144,6 +144,9 @@ class DataConfig(Frozen):
     collect_seed: Seed = 3072
     dataset: str | None = None
     """A named dataset file instead of a collected one."""
+    frame_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Pixels per side of stored and drawn frames, which the device resizes to `model.image_size`; None:
+    they have that size already."""
     render_quality: Literal["exact", "fast"] = "exact"
     """`fast` leaves out what software rendering is slow at (MuJoCo worlds: shadows, antialiasing)."""
     action_block: Count = 5
@@ -387,6 +390,11 @@ class Config(Frozen):
                 f"{self.method!r} has none: set it to 0"
             )
         return self
+
+    @property
+    def frame_size(self) -> int:
+        """Pixels per side of frames as they are stored and drawn; the model sees `model.image_size`."""
+        return self.data.frame_size or self.model.image_size
 
     @property
     def lam(self) -> float | None:

@@ -66,7 +66,8 @@ class Agent:
 
     Attributes:
         normaliser: units of the actions that the model was trained on.
-        image_size: pixels per side of its frames.
+        image_size: pixels per side that the model sees.
+        frame_size: pixels per side of its training frames, as its worlds are drawn; None: the same.
         render_quality: how its training frames were drawn.
     """
 
@@ -74,7 +75,13 @@ class Agent:
     normaliser: Normaliser
     device: torch.device
     image_size: int
+    frame_size: int | None = None
     render_quality: str = "exact"
+
+    def world(self, protocol: Protocol) -> Env:
+        """A world of the protocol that draws as the training frames were drawn."""
+        size = self.frame_size or self.image_size
+        return protocol.make_env(size, render_quality=self.render_quality)
 
 
 def run_planner(
@@ -313,8 +320,8 @@ def _make_cost(
     past_BTA = None
     if num_past:
         past_BTA = torch.cat(chunk.past_blocks, dim=1)[:, -num_past:].to(agent.device)
-    context_BTCHW = _to_model(context_BTHWC, agent.device)
-    goal_B1CHW = _to_model(goal_B1HWC, agent.device)
+    context_BTCHW = _to_model(context_BTHWC, agent)
+    goal_B1CHW = _to_model(goal_B1HWC, agent)
     body = [
         torch.from_numpy(x).to(agent.device)
         for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
@@ -355,8 +362,9 @@ def price_plans(
     return cost
 
 
-def _to_model(frames_BTHWC: Array, device: torch.device) -> Tensor:
-    return prepare_frames(torch.from_numpy(frames_BTHWC).to(device).movedim(-1, -3))
+def _to_model(frames_BTHWC: Array, agent: Agent) -> Tensor:
+    frames = torch.from_numpy(frames_BTHWC).to(agent.device).movedim(-1, -3)
+    return prepare_frames(frames, agent.image_size)
 
 
 def _run(
@@ -372,9 +380,7 @@ def _run(
     ]
     frames = None
     if agent is not None:
-        frames = FrameCache(
-            protocol.make_env(agent.image_size, render_quality=agent.render_quality)
-        )
+        frames = FrameCache(agent.world(protocol))
     rows: dict[int, _Row] = {}
     waiting = _chunks(play.manifest, chunk_size)
     with ThreadPoolExecutor(1) as worlds:

@@ -64,7 +64,7 @@ def dataset_id(config: Config) -> str:
         "num_episodes": data.num_episodes,
         "max_steps": data.max_steps,
         "collect_seed": data.collect_seed,
-        "image_size": config.model.image_size,
+        "image_size": config.frame_size,
     }
     if data.render_quality != "exact":
         spec["render_quality"] = data.render_quality

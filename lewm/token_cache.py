@@ -44,7 +44,7 @@ def keep_tokens(file: EpisodeFile, config: Config, encoder: DINOv2, weights: str
     Returns:
         Memory map (rows, P, W), or None where it would take more than `run.dino_cache_gb`.
     """
-    side = file.image_size // encoder.patch
+    side = config.model.image_size // encoder.patch
     shape = (file.num_rows, side * side, encoder.cls_token.shape[-1])
     if 2 * np.prod(shape, dtype=np.int64) > config.run.dino_cache_gb * 1e9:
         return None
@@ -54,7 +54,8 @@ def keep_tokens(file: EpisodeFile, config: Config, encoder: DINOv2, weights: str
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
             found = _open(path, shape)
-            return found if found is not None else _make(path, shape, file, encoder)
+            size = config.model.image_size
+            return found if found is not None else _make(path, shape, file, encoder, size)
     except OSError as error:
         warnings.warn(f"DINOv2's tokens are not kept in {path.parent}: {error}", stacklevel=2)
         return None
@@ -67,7 +68,7 @@ def _key(file: EpisodeFile, config: Config, encoder: DINOv2, weights: str) -> st
         "format": FORMAT,
         "data": content_hash(file.path),
         "weights": weights,
-        "image_size": file.image_size,
+        "image_size": config.model.image_size,
         "device": made_by,
         "num_threads": config.optim.num_threads,
         "torch": str(torch.__version__),
@@ -97,14 +98,16 @@ def _open(path: Path, shape: tuple[int, ...]) -> Codes | None:
     return found if found.shape == shape and found.dtype == np.float16 else None
 
 
-def _make(path: Path, shape: tuple[int, ...], file: EpisodeFile, encoder: DINOv2) -> Codes:
+def _make(
+    path: Path, shape: tuple[int, ...], file: EpisodeFile, encoder: DINOv2, size: int
+) -> Codes:
     temporary = path.with_name(f"{path.name}.tmp")
     codes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
     device = encoder.cls_token.device
     for begin in range(0, shape[0], READ_ROWS):
         rows = np.arange(begin, min(begin + READ_ROWS, shape[0]))
         frames = torch.from_numpy(file.read(PIXELS, rows)).to(device).movedim(-1, -3)
-        tokens = encoder.encode(prepare_frames(frames))[:, 1:]
+        tokens = encoder.encode(prepare_frames(frames, size))[:, 1:]
         codes[rows] = tokens.half().cpu().numpy()
     codes.flush()
     del codes

@@ -25,7 +25,7 @@ def check_inputs(spec: Spec, here_only: bool) -> None:
         if config.data.dataset is None:
             env = make_env(
                 config.data.env,
-                image_size=config.model.image_size,
+                image_size=config.frame_size,
                 render_quality=config.data.render_quality,
             )
             env.make_behaviour(config.data.policy, np.random.default_rng(0))
@@ -51,10 +51,12 @@ def check_fits(path: Path, config: Config) -> None:
     from lewm.envs import env_class
 
     with EpisodeFile(path) as episodes:
-        if episodes.image_size != config.model.image_size:
+        found = episodes.image_size
+        if found != config.frame_size:
             raise ValueError(
-                f"dataset {path} has frames of {episodes.image_size} px, the profile wants "
-                f"{config.model.image_size}: --set model.image_size={episodes.image_size}"
+                f"dataset {path} has frames of {found} px, the profile wants {config.frame_size}: "
+                f"--set data.frame_size={found} has them resized to model.image_size "
+                f"({config.model.image_size}), --set model.image_size={found} trains at their own size"
             )
         action_dim = env_class(config.data.env).action_dim
         if episodes.action_dim != action_dim:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lewm.config import Config
 from lewm.data.episodes import EpisodeFile
@@ -113,23 +114,26 @@ class ClipData:
         part: `train` or `val`.
 
     Raises:
-        ValueError: frames of another size than `model.image_size`, or no episode as long as a clip.
+        ValueError: frames of another size than the config says, or no episode as long as a clip.
     """
 
     normaliser: Normaliser
     fitted_rows: npt.NDArray[np.bool_]
     """Rows of the file (N,) that the normaliser is fitted to."""
+    image_size: int
+    """Pixels per side that the model sees."""
     in_memory: bool
     """Whether the part's frames are held decoded; they are if they fit `run.pixels_in_memory_gb`."""
     proprio: Tensor | None
     """Of every row of the file (N, Q), if batches shall have it."""
 
     def __init__(self, file: EpisodeFile, config: Config, part: Part) -> None:
-        if file.image_size != config.model.image_size:
+        if file.image_size != config.frame_size:
             raise ValueError(
-                f"dataset {file.path}: frames of {file.image_size} px, "
-                f"but model.image_size is {config.model.image_size}"
+                f"dataset {file.path}: frames of {file.image_size} px, but {config.frame_size} are "
+                f"expected; data.frame_size={file.image_size} has them resized to model.image_size"
             )
+        self.image_size = config.model.image_size
         self._file = file
         self.proprio: Tensor | None = None
         self._codes: npt.NDArray[np.float16] | None = None
@@ -283,18 +287,35 @@ class ClipData:
         return self._actions[action_rows].reshape(*rows_BT.shape, self.action_width)
 
 
-def prepare_frames(frames: Tensor) -> Tensor:
-    """Float32 model input from uint8 frames (N, ..., 3, H, W): /255, then ImageNet mean and std.
+def prepare_frames(frames: Tensor, size: int | None = None) -> Tensor:
+    """Float32 model input from uint8 frames: /255, then ImageNet mean and std, then another size.
 
-    Contiguous, whatever the frames are: the device does faster what would hold up their loading.
+    On the frames' device, which does faster what would hold up their loading.
+
+    Args:
+        frames: (N, ..., 3, H, W), contiguous or not.
+        size: pixels per side of what is returned (see `resize`); None: as they are.
+
+    Returns:
+        (N, ..., 3, size, size), contiguous.
     """
     mean, std = _imagenet(frames.device)
-    prepared = torch.empty(frames.shape, device=frames.device)
+    resizes = size is not None and frames.numel() > 0 and frames.shape[-1] != size
+    shape = (size, size) if resizes else frames.shape[-2:]
+    prepared = torch.empty((*frames.shape[:-2], *shape), device=frames.device)
     num_parts = math.ceil(frames.numel() / CPU_CHUNK_PIXELS) if frames.device.type == "cpu" else 1
     parts = (x.flatten(0, -4).chunk(max(num_parts, 1)) for x in (frames, prepared))
     for part, out in zip(*parts, strict=True):
-        torch.div(part.contiguous(), 255.0, out=out).sub_(mean).div_(std)
+        normal = torch.empty(part.shape, device=out.device) if resizes else out
+        torch.div(part.contiguous(), 255.0, out=normal).sub_(mean).div_(std)
+        if resizes:
+            out.copy_(resize(normal, out.shape[-1]))
     return prepared
+
+
+def resize(images_NCHW: Tensor, size: int) -> Tensor:
+    """Float images at another size, bilinear with antialiasing."""
+    return F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
 
 
 @lru_cache

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -24,7 +25,7 @@ def load_batches(
     """Batches of the clips of each number list, ready for a method.
 
     Frames are decoded into memory that is used again, page-locked where the device is an accelerator, and
-    travel as uint8: the device normalises them.
+    travel as uint8: the device normalises and, if need be, resizes them.
 
     Args:
         clips: the clip numbers of each batch; the first is the longest.
@@ -32,7 +33,7 @@ def load_batches(
     """
     loader = _Loader(data, device, ahead=num_threads > 0)
     if not num_threads:
-        yield from map(_prepared, map(loader.load, clips))
+        yield from map(loader.prepare, map(loader.load, clips))
         return
     waiting: deque[Future[Batch]] = deque()
     rest = iter(clips)
@@ -44,7 +45,7 @@ def load_batches(
                 batch = waiting.popleft().result()
                 for indices in islice(rest, 1):
                     waiting.append(pool.submit(loader.load, indices))
-                yield _prepared(batch)
+                yield loader.prepare(batch)
         finally:
             for future in waiting:
                 future.cancel()
@@ -75,7 +76,8 @@ class _Loader:
     def _moved(self, values: Tensor | None) -> Tensor | None:
         return None if values is None else values.to(self._device)
 
-
-def _prepared(batch: Batch) -> Batch:
-    frames = prepare_frames(batch.frames_BTCHW)
-    return Batch(frames, batch.actions_BTA, batch.proprio_BTQ, batch.codes_BTPC)
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with frames as the model sees them."""
+        return replace(
+            batch, frames_BTCHW=prepare_frames(batch.frames_BTCHW, self._data.image_size)
+        )

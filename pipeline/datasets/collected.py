@@ -102,7 +102,7 @@ def collect(
     name = dataset_id(config)
     _obey(stop)
     data = config.data
-    env = make_env(data.env, image_size=config.model.image_size, render_quality=data.render_quality)
+    env = make_env(data.env, image_size=config.frame_size, render_quality=data.render_quality)
     env.make_behaviour(data.policy, np.random.default_rng(0))
     env.close()
     storage.check_writable()
@@ -249,7 +249,7 @@ def _parts_in_ray(
 def make_part(config_json: str, storage_uri: str, key: str, first: int, last: int) -> None:
     """Writes the episodes first .. last - 1 into a part, atomically."""
     config = Config.model_validate_json(config_json)
-    size = config.model.image_size
+    size = config.frame_size
     with Storage(storage_uri).writing(key) as file:
         write_episodes(file, (collect_episode(config.data, size, i) for i in range(first, last)))
 

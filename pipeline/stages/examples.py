@@ -24,9 +24,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     settings, manifest = planning_settings(config), trial.manifest(config)
     pairs = manifest.pairs[: config["num_examples"]]
     outcomes, block = plan_pairs(trial, config, len(pairs)), trial.config.data.action_block
-    env = manifest.protocol.make_env(
-        trial.agent.image_size, render_quality=trial.agent.render_quality
-    )
+    env = trial.agent.world(manifest.protocol)
     frames = FrameCache(env)
     rows = []
     for pair, path, success, steps in zip(

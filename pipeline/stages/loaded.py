@@ -61,11 +61,16 @@ class LoadedTrial:
         """The data file.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or its frames are not of the training's size.
         """
         if self.data is None:
             raise ValueError(
                 "this stage reads the training file, and none is known: give --dataset"
+            )
+        if self.data.image_size != self.config.frame_size:
+            raise ValueError(
+                f"{self.data.path} has frames of {self.data.image_size} px, the trial was trained on "
+                f"{self.config.frame_size}"
             )
         return self.data
 
@@ -88,6 +93,7 @@ class LoadedTrial:
             self.normaliser,
             self.device,
             self.config.model.image_size,
+            self.config.frame_size,
             self.config.data.render_quality,
         )
 
@@ -223,7 +229,8 @@ def _embed(
         frames, body = torch.from_numpy(seen), []
         padded = torch.zeros(BATCH, *frames.shape[1:], dtype=torch.uint8)
         padded[: len(frames)] = frames
-        images = prepare_frames(padded.to(trial.device).movedim(-1, -3))
+        size = trial.config.model.image_size
+        images = prepare_frames(padded.to(trial.device).movedim(-1, -3), size)
         if felt is not None:
             missing = (0, 0, 0, BATCH - len(felt))
             body = [F.pad(torch.from_numpy(felt).float(), missing).to(trial.device).unsqueeze(1)]

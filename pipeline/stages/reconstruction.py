@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lewm.config import DecoderConfig, ReconstructionConfig
-from lewm.data.clips import IMAGENET_MEAN, IMAGENET_STD, prepare_frames
+from lewm.data.clips import IMAGENET_MEAN, IMAGENET_STD, prepare_frames, resize
 from lewm.decoder import Decoder
 from pipeline.stages.loaded import (
     BATCH,
@@ -47,7 +47,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     decoder_config = DecoderConfig(**config["decoder"])
     settings = ReconstructionConfig(**{k: v for k, v in config.items() if k != "decoder"})
     decoder, mean_CHW = fit_decoder(trial, settings, decoder_config)
-    num_context = trial.config.model.history
+    num_context, size = trial.config.model.history, trial.config.model.image_size
     num_frames = num_context + settings.horizon
     span = (num_frames - 1) * trial.config.data.action_block + 1
     starts = draw_rows(trial, "held_out", span, settings.num_clips, CLIP_STREAM)
@@ -61,7 +61,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     found = []
     episodes = np.searchsorted(trial.episodes.ep_offset, rows[:, 0], side="right") - 1
     for clip, own in enumerate(rows):
-        real = trial.episodes.read("pixels", own).astype(np.float32) / 255.0
+        real = _as_seen(torch.from_numpy(trial.episodes.read("pixels", own)).float() / 255, size)
         keys = {"clip": clip, "episode_id": int(episodes[clip]), "start_row": int(own[0])}
         kept = clip < settings.num_pictures
         for frame in range(num_frames):
@@ -90,15 +90,16 @@ def fit_decoder(
     with torch.no_grad():
         z_ND = embed_rows(trial, rows, pooled=True)["projected"]
     frames = torch.from_numpy(np.ascontiguousarray(trial.episodes.read("pixels", rows)))
-    mean: Array = (frames.float().mean(dim=0) / 255.0).numpy()
+    size = trial.config.model.image_size
+    mean = _as_seen((frames.float().mean(dim=0) / 255.0).unsqueeze(0), size)[0]
     generator = torch.Generator().manual_seed(TRAIN_STREAM)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(TRAIN_STREAM)
-        decoder = Decoder(z_ND.shape[-1], frames.shape[1], config).to(trial.device)
+        decoder = Decoder(z_ND.shape[-1], size, config).to(trial.device)
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=settings.lr, fused=True)
     for step in range(settings.num_steps):
         chosen = torch.randint(len(rows), (settings.batch_size,), generator=generator)
-        target = prepare_frames(frames[chosen].to(trial.device).movedim(-1, -3))
+        target = prepare_frames(frames[chosen].to(trial.device).movedim(-1, -3), size)
         loss = F.mse_loss(decoder(z_ND[chosen].to(trial.device)), target)
         optimiser.param_groups[0]["lr"] = (
             settings.lr * 0.5 * (1 + math.cos(math.pi * step / settings.num_steps))
@@ -107,6 +108,13 @@ def fit_decoder(
         torch.autograd.backward(loss)
         optimiser.step()
     return decoder.eval(), mean
+
+
+def _as_seen(images_NHWC: Tensor, size: int) -> Array:
+    """Images in 0..1 at the model's size."""
+    if images_NHWC.shape[1] == size:
+        return images_NHWC.numpy()
+    return resize(images_NHWC.movedim(-1, -3), size).movedim(-3, -1).numpy()
 
 
 def _imagine(trial: LoadedTrial, rows: Array, num_context: int) -> Tensor:

@@ -42,9 +42,7 @@ def run(trial: LoadedTrial, config: dict[str, Any]) -> pl.DataFrame:
     settings = SurpriseConfig(**config)
     event, block = settings.event_frame, trial.config.data.action_block
     data = trial.config.data
-    env = make_env(
-        data.env, image_size=trial.config.model.image_size, render_quality=data.render_quality
-    )
+    env = make_env(data.env, image_size=trial.config.frame_size, render_quality=data.render_quality)
     starts = draw_rows(trial, "held_out", event * block + 1, settings.num_clips, STREAM)
     num_past = min(trial.config.model.history, event)
     rows = clip_rows(trial, starts, event + 1)[:, event - num_past :]

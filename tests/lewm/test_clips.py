@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lewm.data.clips import ClipData, Normaliser, prepare_frames, split_episodes
+from lewm.data.clips import ClipData, Normaliser, prepare_frames, resize, split_episodes
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
 from lewm.identity import trial_id
@@ -210,10 +210,32 @@ def test_training_on_blocks_resumes_exactly(tmp_path):
 
 
 def test_errors(file):
-    with pytest.raises(ValueError, match=r"frames of 8 px, but .* is 16"):
+    with pytest.raises(ValueError, match=r"frames of 8 px, but 16 are expected"):
         ClipData(file, config(model__image_size=16), "train")
     with pytest.raises(ValueError, match="no val episode has the 80 steps"):
         ClipData(file, config(data__action_block=20), "val")
+
+
+def test_the_device_resizes_frames_after_normalising_them():
+    frames = torch.randint(0, 256, (5, 2, 3, 24, 24), dtype=torch.uint8)
+    small = prepare_frames(frames, 8)
+    assert small.shape == (5, 2, 3, 8, 8) and small.is_contiguous()
+    whole = prepare_frames(frames)
+    assert torch.equal(prepare_frames(frames, 24), whole)
+    torch.testing.assert_close(small.flatten(0, 1), resize(whole.flatten(0, 1), 8))
+    torch.testing.assert_close(small.mean(dim=(-2, -1)), whole.mean(dim=(-2, -1)), atol=0.1, rtol=0)
+    flat = torch.full((1, 3, 24, 24), 77, dtype=torch.uint8)
+    torch.testing.assert_close(prepare_frames(flat, 8), prepare_frames(flat)[..., :8, :8])
+    assert prepare_frames(torch.empty(2, 4, 3, 0, 0, dtype=torch.uint8), 8).shape == (2, 4, 3, 0, 0)
+
+
+def test_frames_of_another_size_train_where_the_config_says_so(path, tmp_path):
+    resized, plain = tiny(data__frame_size=SIZE), tiny()
+    assert resized.model.image_size == 16
+    assert train(resized, tmp_path / "resized", path).status == "done"
+    with pytest.raises(ValueError, match=r"frames of 8 px, but 16 .*data\.frame_size=8"):
+        train(plain, tmp_path / "plain", path)
+    assert trial_id(resized) != trial_id(plain)
 
 
 def test_prepare_frames():

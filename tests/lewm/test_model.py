@@ -141,6 +141,27 @@ def test_rollout_equals_predicting_the_window_again_and_again() -> None:
         method.rollout(torch.randn(2, 2, 8), torch.randn(2, 3, 1, 10))
 
 
+@torch.inference_mode()
+def test_costs_at_published_sizes_are_those_of_the_plain_path() -> None:
+    """To 1e-5: every window predicted anew, every token encoded, squares summed."""
+    torch.manual_seed(0)
+    method = shake(LeWM(Config(), 2)).eval()
+    frames, actions = torch.randn(1, 4, 3, 224, 224), torch.randn(1, 3, 5, 10)
+    past = torch.randn(1, 2, 10)
+    z_BTD = method.encode(frames)["z"]
+    for num_context in (1, 3):
+        known = past[:, : num_context - 1]
+        path = list(z_BTD[:, :num_context].expand(3, -1, -1).unbind(1))
+        blocks = torch.cat([known.expand(3, -1, -1), actions[0]], dim=1)
+        for end in range(num_context, blocks.shape[1] + 1):
+            begin = max(0, end - 3)
+            window = torch.stack(path[begin:end], dim=1)
+            path.append(method.predict(window, blocks[:, begin:end])[:, -1])
+        expected = (path[-1] - z_BTD[0, 3]).square().sum(-1)
+        cost = method.plan_cost(frames[:, :num_context], frames[:, 3:], known)(actions)
+        torch.testing.assert_close(cost[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_plan_cost_has_gradients_for_gradient_planners() -> None:
     method = shake(make_tiny()).eval()
     frames = torch.randn(2, 2, 3, 16, 16)

@@ -1,5 +1,6 @@
 import dataclasses
 import tomllib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from lewm.config import LatentsConfig, ProbingConfig
-from lewm.data.clips import Normaliser, split_episodes
+from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
@@ -69,12 +70,12 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "episodes.h5"
-    write_episodes(path, (collect_episode(CONFIG.data, 32, index) for index in range(20)))
+@contextmanager
+def trial_of(config, path):
+    size = config.frame_size
+    write_episodes(path, (collect_episode(config.data, size, index) for index in range(20)))
     torch.manual_seed(0)
-    method = make_method(CONFIG, 2).eval()
+    method = make_method(config, 2).eval()
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -82,9 +83,15 @@ def trial(tmp_path_factory):
         manifests = {}
         for name in ("paper", "strict"):
             protocol = protocol_from_dict("two_room", name, PROTOCOLS[name])
-            manifests[name, 42] = make_manifest(protocol, 42, 4, CONFIG.data, episodes)
+            manifests[name, 42] = make_manifest(protocol, 42, 4, config.data, episodes)
         normaliser = Normaliser.fit(episodes.read("action"))
-        yield LoadedTrial(CONFIG, method, normaliser, episodes, torch.device("cpu"), manifests)
+        yield LoadedTrial(config, method, normaliser, episodes, torch.device("cpu"), manifests)
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    with trial_of(CONFIG, tmp_path_factory.mktemp("data") / "episodes.h5") as made:
+        yield made
 
 
 def steady(frame: pl.DataFrame) -> pl.DataFrame:
@@ -98,6 +105,24 @@ def test_a_stage_gives_its_columns_and_the_same_rows_whatever_the_training_seed(
     torch.manual_seed(1)
     other = dataclasses.replace(trial, config=CONFIG.model_copy(update={"seed": 7}), planned={})
     assert steady(load_stage(name)(other, CONFIGS[name])).equals(steady(frame))
+
+
+def test_every_stage_has_frames_of_another_size_resized(tmp_path):
+    data = CONFIG.data.model_copy(update={"frame_size": 64})
+    config = CONFIG.model_copy(update={"data": data})
+    rows = np.arange(0, 60, 7)
+    with trial_of(config, tmp_path / "large.h5") as large:
+        for name in STAGES:
+            frame = load_stage(name)(large, CONFIGS[name])
+            assert dict(frame.schema) == STAGE_SCHEMAS[name] and frame.height > 0
+        frames = torch.from_numpy(large.episodes.read("pixels", rows)).movedim(-1, -3)
+        assert frames.shape[-1] == 64
+        with torch.inference_mode():
+            expected = large.method.encode(prepare_frames(frames, 32).unsqueeze(1))["z"][:, 0]
+        torch.testing.assert_close(embed_rows(large, rows)["projected"].detach(), expected)
+        other = dataclasses.replace(large, config=CONFIG)
+        with pytest.raises(ValueError, match="frames of 64 px, the trial was trained on 32"):
+            embed_rows(other, rows)
 
 
 def test_pictures_show_the_episodes_of_the_table_whether_it_was_made_before_or_not(

@@ -36,7 +36,7 @@ BENCH_OPTIONS = -q -p tests.benchmarks.plugin -o addopts=--import-mode=importlib
 bench: install  ## every loop beside its rival and its floor, about ten minutes (BENCH=short: three); RECORD=--save keeps it
 	$(BIN)/python -m pytest $(BENCH_OPTIONS) tests/benchmarks --benchmark-json=$(VENV)/bench.json
 	$(BIN)/python -m tests.benchmarks.record $(VENV)/bench.json $(RECORD)
-	$(BIN)/python -m pipeline.report --benchmarks tests/benchmarks/records/*.json --out $(VENV)
+	$(BIN)/python -m pipeline.report --benchmarks $(VENV)/record.json tests/benchmarks/records/*.json --out $(VENV)
 
 check: install  ## lint, format, strict types, default tests
 	$(BIN)/ruff check .

@@ -67,7 +67,7 @@ class Agent:
     Attributes:
         normaliser: units of the actions that the model was trained on.
         image_size: pixels per side that the model sees.
-        frame_size: pixels per side of its training frames, as its worlds are drawn; None: the same.
+        frame_size: pixels per side of its training frames, as its worlds are drawn.
         render_quality: how its training frames were drawn.
     """
 
@@ -75,13 +75,12 @@ class Agent:
     normaliser: Normaliser
     device: torch.device
     image_size: int
-    frame_size: int | None = None
+    frame_size: int
     render_quality: str = "exact"
 
     def world(self, protocol: Protocol) -> Env:
         """A world of the protocol that draws as the training frames were drawn."""
-        size = self.frame_size or self.image_size
-        return protocol.make_env(size, render_quality=self.render_quality)
+        return protocol.make_env(self.frame_size, render_quality=self.render_quality)
 
 
 def run_planner(
@@ -375,8 +374,10 @@ def _run(
 ) -> Outcomes:
     """All chunks, each until it is over; worlds move and are drawn in a thread of their own."""
     protocol = play.manifest.protocol
+    num_chunks = sum(1 for _ in _chunks(play.manifest, chunk_size))
     env_sets = [
-        [protocol.make_env() for _ in range(chunk_size)] for _ in range(_chunks_at_once(agent))
+        [protocol.make_env() for _ in range(chunk_size)]
+        for _ in range(min(_chunks_at_once(agent), num_chunks))
     ]
     frames = None
     if agent is not None:

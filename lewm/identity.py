@@ -31,7 +31,12 @@ def training_fields(method: str) -> tuple[str, ...]:
 
 def non_default(config: Config, fields: Iterable[str]) -> dict[str, Any]:
     """The chosen top-level fields as JSON data, without what equals its default."""
-    return config.model_dump(mode="json", include=set(fields), exclude_defaults=True)
+    found = config.model_dump(mode="json", include=set(fields), exclude_defaults=True)
+    if found.get("data", {}).get("frame_size") == config.model.image_size:
+        del found["data"]["frame_size"]  # which is what None says
+        if not found["data"]:
+            del found["data"]
+    return found
 
 
 def digest(data: Any, length: int = 12) -> str:

@@ -14,6 +14,11 @@ from pipeline.tables import STAGE_SCHEMAS, write_part
 
 RELEASED = "released"
 """Folder of a trial that holds the files of a released checkpoint."""
+STICKY = (
+    *("illegal memory access", "misaligned address", "device-side assert", "launch failure"),
+    *("ECC", "timed out"),
+)
+"""Of messages of torch's `AcceleratorError`."""
 RELEASED_FILES = ("weights.pt", "config.json", "normaliser.json", "training.json")
 
 
@@ -59,7 +64,7 @@ def run_cells(task: EvaluateTask) -> int:
 
 def is_device_lost(error: Exception) -> bool:
     """Whether an accelerator failed in a way after which its process can use it no more."""
-    return type(error).__name__ == "AcceleratorError"  # torch's, which need not be imported for it
+    return type(error).__name__ == "AcceleratorError" and any(s in str(error) for s in STICKY)
 
 
 def _read_manifest(storage: Storage, cell: Cell) -> Any:

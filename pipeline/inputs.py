@@ -21,7 +21,8 @@ def check_inputs(spec: Spec, here_only: bool) -> None:
     """
     from lewm.envs import make_env
 
-    for config in {trial.config.data: trial.config for trial in spec.trials}.values():
+    configs = {(c.data, c.frame_size): c for c in (trial.config for trial in spec.trials)}
+    for config in configs.values():
         if config.data.dataset is None:
             env = make_env(
                 config.data.env,
@@ -51,13 +52,7 @@ def check_fits(path: Path, config: Config) -> None:
     from lewm.envs import env_class
 
     with EpisodeFile(path) as episodes:
-        found = episodes.image_size
-        if found != config.frame_size:
-            raise ValueError(
-                f"dataset {path} has frames of {found} px, the profile wants {config.frame_size}: "
-                f"--set data.frame_size={found} has them resized to model.image_size "
-                f"({config.model.image_size}), --set model.image_size={found} trains at their own size"
-            )
+        episodes.check_frame_size(config)
         action_dim = env_class(config.data.env).action_dim
         if episodes.action_dim != action_dim:
             raise ValueError(

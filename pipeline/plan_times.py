@@ -3,9 +3,11 @@
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import polars as pl
 
+from lewm.config import Config
 from lewm.identity import digest
 from pipeline.progress import duration
 from pipeline.spec import Spec
@@ -23,7 +25,7 @@ class Stopped(Exception):
 def part_key(spec: Spec) -> str:
     """Where the timing with exactly these settings lies."""
     settings = [
-        (world.method, world.env, point, config.model_dump(mode="json", include=set(SECTIONS)))
+        (world.method, world.env, point, _settings(config))
         for world in spec.worlds
         for point, config in world.variants
     ]
@@ -31,6 +33,12 @@ def part_key(spec: Spec) -> str:
 
 
 SECTIONS = ("model", "dino", "data", "planning", "timing")
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    settings = config.model_dump(mode="json", include=set(SECTIONS))
+    del settings["data"]["frame_size"]  # worlds are not drawn, and older parts are named without it
+    return settings
 
 
 def read_times(spec: Spec, storage: Storage) -> pl.DataFrame:

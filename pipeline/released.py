@@ -71,6 +71,7 @@ def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
     units = normaliser.to_dict() if normaliser else fingerprint
     asked = {"protocols": request.protocols, "dataset": fingerprint, **request.overrides}
     asked["manifest"] = manifest and manifest.hash
+    seen = [units, config.data.frame_size] if config.data.frame_size else units
     extra = _plain({"profile": request.profile, "units": units, **asked})
     spec = Spec(
         name=f"weights-{weights}",
@@ -79,7 +80,7 @@ def resolve(request: Request) -> "tuple[Spec, Manifest | None]":
         folder=f"weights-{weights}-{env}-{digest(extra, 6)}",
         stages=DEFAULT_STAGES if has_data else ("planning", "examples"),
         worlds=(world,),
-        trials=(Trial(f"weights-{weights}-{digest(units, 4)}", config, f"weights={weights}"),),
+        trials=(Trial(f"weights-{weights}-{digest(seen, 4)}", config, f"weights={weights}"),),
         base={"weights": weights, **extra},
         fingerprint=fingerprint,
         released=True,

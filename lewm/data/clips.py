@@ -7,7 +7,6 @@ and environment step before blocks are formed; a missing last action becomes 0 a
 Shapes: B batch, T frames of a clip, H W image, A action block (k times the environment's action).
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
@@ -34,8 +33,6 @@ BLOCK_ROWS = 100
 """Rows of a block with `data.shuffle = "block"`: a chunk of the published files."""
 MIXED_BLOCKS = 32
 """Blocks whose clips are mixed with each other: over 2,000 clips from all over the file."""
-CPU_CHUNK_PIXELS = 1 << 17
-"""Numbers of frames that a CPU prepares at a time: three passes within its cache."""
 
 
 def split_episodes(
@@ -128,11 +125,7 @@ class ClipData:
     """Of every row of the file (N, Q), if batches shall have it."""
 
     def __init__(self, file: EpisodeFile, config: Config, part: Part) -> None:
-        if file.image_size != config.frame_size:
-            raise ValueError(
-                f"dataset {file.path}: frames of {file.image_size} px, but {config.frame_size} are "
-                f"expected; data.frame_size={file.image_size} has them resized to model.image_size"
-            )
+        file.check_frame_size(config)
         self.image_size = config.model.image_size
         self._file = file
         self.proprio: Tensor | None = None
@@ -300,17 +293,10 @@ def prepare_frames(frames: Tensor, size: int | None = None) -> Tensor:
         (N, ..., 3, size, size), contiguous.
     """
     mean, std = _imagenet(frames.device)
-    resizes = size is not None and frames.numel() > 0 and frames.shape[-1] != size
-    shape = (size, size) if resizes else frames.shape[-2:]
-    prepared = torch.empty((*frames.shape[:-2], *shape), device=frames.device)
-    num_parts = math.ceil(frames.numel() / CPU_CHUNK_PIXELS) if frames.device.type == "cpu" else 1
-    parts = (x.flatten(0, -4).chunk(max(num_parts, 1)) for x in (frames, prepared))
-    for part, out in zip(*parts, strict=True):
-        normal = torch.empty(part.shape, device=out.device) if resizes else out
-        torch.div(part.contiguous(), 255.0, out=normal).sub_(mean).div_(std)
-        if resizes:
-            out.copy_(resize(normal, out.shape[-1]))
-    return prepared
+    prepared = torch.div(frames.contiguous(), 255.0).sub_(mean).div_(std)
+    if size is None or frames.shape[-1] in (0, size):
+        return prepared
+    return resize(prepared.flatten(0, -4), size).reshape(*frames.shape[:-2], size, size)
 
 
 def resize(images_NCHW: Tensor, size: int) -> Tensor:

@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from lewm.config import Config
 from lewm.data.frames import PIXELS, PIXELS_XOR, FrameReader
 
 Array = npt.NDArray[Any]
@@ -135,6 +136,19 @@ class EpisodeFile:
     def num_episodes(self) -> int:
         """E, the number of episodes."""
         return int(self.ep_len.size)
+
+    def check_frame_size(self, config: Config) -> None:
+        """Refuses frames of another size than the config says.
+
+        Raises:
+            ValueError: one line with both sizes and the ways out.
+        """
+        found, size = self.image_size, config.model.image_size
+        if found != config.frame_size:
+            raise ValueError(
+                f"dataset {self.path} has frames of {found} px, {config.frame_size} are expected: "
+                f"data.frame_size={found} has them resized to the model's {size} px"
+            )
 
     def rows(self, episode: int) -> npt.NDArray[np.int64]:
         """The row numbers of an episode."""

@@ -67,11 +67,7 @@ class LoadedTrial:
             raise ValueError(
                 "this stage reads the training file, and none is known: give --dataset"
             )
-        if self.data.image_size != self.config.frame_size:
-            raise ValueError(
-                f"{self.data.path} has frames of {self.data.image_size} px, the trial was trained on "
-                f"{self.config.frame_size}"
-            )
+        self.data.check_frame_size(self.config)
         return self.data
 
     def manifest(self, config: Mapping[str, Any]) -> Manifest:

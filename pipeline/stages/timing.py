@@ -136,9 +136,11 @@ def _bench(case: Case, method: Method, device: torch.device) -> _Bench:
     iterations = planning.gradient_num_steps if gradient else planning.num_iterations
     frames = _frames(case.config, device)
     encoding, searching = flop_counter(), flop_counter()
+    # What torch.compile sees first under a counter it never compiles afterwards.
+    plain = _settings(case.config).model_copy(update={"compile": "off"})
     with torch.no_grad():
         with encoding:
-            cost = price_plans(method, _settings(case.config), device, *frames)
+            cost = price_plans(method, plain, device, *frames)
         block = case.config.data.action_block * env_class(case.config.data.env).action_dim
         shape = (timing.batch, MIN_SAMPLES, planning.horizon, block)
         with searching:

@@ -30,6 +30,7 @@ from pipeline.spec import Request
 from tests.benchmarks.bench_data import episodes
 from tests.benchmarks.plugin import Measure, count_flops
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first product
 DEVICE = os.environ.get("BENCH_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
 pytestmark = pytest.mark.skipif(

@@ -51,8 +51,7 @@ def our_step(size: str) -> Callable[[], object]:
     directions = torch.Generator().manual_seed(0)
 
     def step() -> None:
-        for parameter in parameters:
-            parameter.grad = None
+        optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(method.loss(batch, directions)["loss"])
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

@@ -2,7 +2,7 @@
 
 A benchmark's group is what is asked; its tests are the sides: `ours`, a rival, or `floor`, the same arithmetic
 or bytes as bare matrix products or copies. Sides of a group are measured one after the other in one run, all of
-them on one thread and with memory set up as our workers do.
+them on as many threads (one, unless the group says so) and with memory set up as our workers do.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ def pytest_benchmark_update_machine_info(
         "flags": sorted(TOLD & set(told.get("flags", "").split())),
         "cache": told.get("cache size"),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

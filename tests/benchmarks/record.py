@@ -1,6 +1,6 @@
 """From a run of the benchmarks to a record, its table, and what changed since the last one.
 
-python -m tests.benchmarks.record RAW.json            table and changes of more than 20 %; what `make bench` ends in
+python -m tests.benchmarks.record RAW.json            table, changes of more than 20 %, and record.json beside it; what `make bench` ends in
 python -m tests.benchmarks.record RAW.json --save     also keeps it as records/<machine>.json
 python -m tests.benchmarks.record --doc               puts the kept records' tables into docs/speed.md
 """
@@ -127,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.raw is None:
         parser.error("give RAW.json, or --doc")
     record = condense(json.loads(args.raw.read_text()))
+    args.raw.with_name("record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))
     kept = [path_of(record), *sorted(RECORDS.glob("*.json"))]
     before = next((path for path in kept if path.exists()), None)

@@ -7,7 +7,7 @@ import torch
 from lewm.data.clips import ClipData, Normaliser, prepare_frames, resize, split_episodes
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
-from lewm.identity import trial_id
+from lewm.identity import dataset_id, trial_id
 from lewm.overrides import make_config
 from lewm.training import train
 from tests.lewm.test_train import make_episodes, read_curve, tiny
@@ -210,7 +210,7 @@ def test_training_on_blocks_resumes_exactly(tmp_path):
 
 
 def test_errors(file):
-    with pytest.raises(ValueError, match=r"frames of 8 px, but 16 are expected"):
+    with pytest.raises(ValueError, match=r"frames of 8 px, 16 are expected"):
         ClipData(file, config(model__image_size=16), "train")
     with pytest.raises(ValueError, match="no val episode has the 80 steps"):
         ClipData(file, config(data__action_block=20), "val")
@@ -233,9 +233,11 @@ def test_frames_of_another_size_train_where_the_config_says_so(path, tmp_path):
     resized, plain = tiny(data__frame_size=SIZE), tiny()
     assert resized.model.image_size == 16
     assert train(resized, tmp_path / "resized", path).status == "done"
-    with pytest.raises(ValueError, match=r"frames of 8 px, but 16 .*data\.frame_size=8"):
+    with pytest.raises(ValueError, match=r"frames of 8 px, 16 .*data\.frame_size=8"):
         train(plain, tmp_path / "plain", path)
-    assert trial_id(resized) != trial_id(plain)
+    assert trial_id(resized) != trial_id(plain) and dataset_id(resized) != dataset_id(plain)
+    said = tiny(data__frame_size=16)
+    assert trial_id(said) == trial_id(plain) and dataset_id(said) == dataset_id(plain)
 
 
 def test_prepare_frames():

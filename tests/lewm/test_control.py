@@ -62,7 +62,7 @@ def agent(config) -> Agent:
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    return Agent(method, NORMALISER, torch.device("cpu"), 16)
+    return Agent(method, NORMALISER, torch.device("cpu"), 16, 16)
 
 
 def manifest(num: int, **changes) -> Manifest:
@@ -222,7 +222,7 @@ def test_a_known_world_model_reaches_the_goal(name):
             return cost
 
     unit = Normaliser(np.zeros(2, np.float32), np.ones(2, np.float32))
-    agent = Agent(Oracle(), unit, torch.device("cpu"), 64)
+    agent = Agent(Oracle(), unit, torch.device("cpu"), 64, 64)
     budget = {"num_samples": 64, "num_elites": 8, "num_iterations": 8, "gradient_num_starts": 16}
     settings = SETTINGS.model_copy(update={"planner": name, **budget})
     pairs = manifest(4)

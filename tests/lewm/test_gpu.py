@@ -21,6 +21,7 @@ from lewm.training import _batches, _setup_torch, _Updates, train
 from tests.lewm.test_resume import SETTINGS, assert_same_end, train_and_die
 from tests.lewm.test_train import make_episodes, read_curve, tiny
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first product
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 ON_GPU = DEVICE != "cpu"
 pytestmark = [

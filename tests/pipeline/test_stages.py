@@ -13,6 +13,7 @@ from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.collect import collect_episode
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes
+from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import make_manifest
 from lewm.methods import Method, make_method
 from lewm.overrides import make_config
@@ -107,21 +108,30 @@ def test_a_stage_gives_its_columns_and_the_same_rows_whatever_the_training_seed(
     assert steady(load_stage(name)(other, CONFIGS[name])).equals(steady(frame))
 
 
-def test_every_stage_has_frames_of_another_size_resized(tmp_path):
+def test_every_stage_has_frames_of_another_size_resized(tmp_path, monkeypatch):
     data = CONFIG.data.model_copy(update={"frame_size": 64})
     config = CONFIG.model_copy(update={"data": data})
     rows = np.arange(0, 60, 7)
+    sizes, render = set(), TwoRoomEnv.render_state
+
+    def spy(env, *args, **options):
+        frame = render(env, *args, **options)
+        sizes.add(len(frame))
+        return frame
+
     with trial_of(config, tmp_path / "large.h5") as large:
+        monkeypatch.setattr(TwoRoomEnv, "render_state", spy)
         for name in STAGES:
             frame = load_stage(name)(large, CONFIGS[name])
             assert dict(frame.schema) == STAGE_SCHEMAS[name] and frame.height > 0
+        assert sizes == {64}
         frames = torch.from_numpy(large.episodes.read("pixels", rows)).movedim(-1, -3)
         assert frames.shape[-1] == 64
         with torch.inference_mode():
             expected = large.method.encode(prepare_frames(frames, 32).unsqueeze(1))["z"][:, 0]
         torch.testing.assert_close(embed_rows(large, rows)["projected"].detach(), expected)
         other = dataclasses.replace(large, config=CONFIG)
-        with pytest.raises(ValueError, match="frames of 64 px, the trial was trained on 32"):
+        with pytest.raises(ValueError, match="frames of 64 px, 32 are expected"):
             embed_rows(other, rows)
 
 

@@ -147,7 +147,7 @@ class EpisodeFile:
         if found != config.frame_size:
             raise ValueError(
                 f"dataset {self.path} has frames of {found} px, {config.frame_size} are expected: "
-                f"data.frame_size={found} has them resized to the model's {size} px"
+                f"--set data.frame_size={found} has them resized to the model's {size} px"
             )
 
     def rows(self, episode: int) -> npt.NDArray[np.int64]:

@@ -36,7 +36,9 @@ def small(tmp_path):
 
 def test_frames_of_another_size(tmp_path, capsys):
     assert sweep(PUBLISHED, tmp_path / "runs") == 2
-    check_refused(capsys, "frames of 224 px, 64 are expected: data.frame_size=224 has them resized")
+    check_refused(
+        capsys, "frames of 224 px, 64 are expected: --set data.frame_size=224 has them resized"
+    )
     assert not (tmp_path / "runs" / "sweeps").exists()
 
 

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from itertools import chain, islice
 from typing import Any
@@ -22,12 +22,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lewm.agent import Agent, frozen, price_plans
 from lewm.config import PlanningConfig
-from lewm.data.clips import Normaliser, prepare_frames
 from lewm.envs import Env
 from lewm.envs.frame_cache import FrameCache
 from lewm.manifest import Manifest, Pair
-from lewm.methods import Cost, Method
+from lewm.methods import Cost
 from lewm.planners import Planner
 from lewm.protocol import Protocol
 
@@ -58,29 +58,6 @@ class Outcomes:
     def first(self, count: int | None) -> "Outcomes":
         """Those of the manifest's first pairs; of all if None."""
         return Outcomes(**{field.name: getattr(self, field.name)[:count] for field in fields(self)})
-
-
-@dataclass(frozen=True)
-class Agent:
-    """What a planner that looks at frames needs to price actions: the trained model and what it sees.
-
-    Attributes:
-        normaliser: units of the actions that the model was trained on.
-        image_size: pixels per side that the model sees.
-        frame_size: pixels per side of its training frames, as its worlds are drawn.
-        render_quality: how its training frames were drawn.
-    """
-
-    method: Method
-    normaliser: Normaliser
-    device: torch.device
-    image_size: int
-    frame_size: int
-    render_quality: str = "exact"
-
-    def world(self, protocol: Protocol) -> Env:
-        """A world of the protocol that draws as the training frames were drawn."""
-        return protocol.make_env(self.frame_size, render_quality=self.render_quality)
 
 
 def run_planner(
@@ -129,19 +106,6 @@ def run_planner(
     play = _Play(manifest, manifest.protocol.budget, action_block, history)
     with torch.no_grad(), nullcontext() if agent is None else frozen(agent.method):
         return _run(play, plan, config.chunk, agent)
-
-
-@contextmanager
-def frozen(method: Method) -> Iterator[None]:
-    """Meanwhile no gradient of a planner's cost reaches the weights, nor is anything kept for it."""
-    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def run_recorded(manifest: Manifest) -> Outcomes:
@@ -319,51 +283,19 @@ def _make_cost(
     past_BTA = None
     if num_past:
         past_BTA = torch.cat(chunk.past_blocks, dim=1)[:, -num_past:].to(agent.device)
-    context_BTCHW = _to_model(context_BTHWC, agent)
-    goal_B1CHW = _to_model(goal_B1HWC, agent)
     body = [
         torch.from_numpy(x).to(agent.device)
         for x in chunk.proprio(agent.method.proprio, context_BTHWC.shape[1])
     ]
     return price_plans(
-        agent.method, config, agent.device, context_BTCHW, goal_B1CHW, past_BTA, *body
+        agent.method,
+        config,
+        agent.device,
+        agent.see(context_BTHWC),
+        agent.see(goal_B1HWC),
+        past_BTA,
+        *body,
     )
-
-
-def price_plans(
-    method: Method,
-    config: PlanningConfig,
-    device: torch.device,
-    start_BTCHW: Tensor,
-    goal_B1CHW: Tensor,
-    past_actions_BTA: Tensor | None = None,
-    *proprio: Tensor,
-) -> Cost:
-    """`Method.plan_cost` in the precision, and compiled as, the settings say; takes and gives CPU tensors.
-
-    Args:
-        config: `precision` and `compile` are used.
-        device: the method's, and of everything given here.
-        proprio: at start and goal, for a method that has it.
-    """
-    in_precision = torch.autocast(
-        device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"
-    )
-    with in_precision:
-        price = method.plan_cost(start_BTCHW, goal_B1CHW, past_actions_BTA, *proprio)
-    if config.compile != "off":
-        price = torch.compile(price, mode=config.compile)
-
-    def cost(actions_BSHA: Tensor) -> Tensor:
-        with in_precision:
-            return price(actions_BSHA.to(device)).float().cpu()
-
-    return cost
-
-
-def _to_model(frames_BTHWC: Array, agent: Agent) -> Tensor:
-    frames = torch.from_numpy(frames_BTHWC).to(agent.device).movedim(-1, -3)
-    return prepare_frames(frames, agent.image_size)
 
 
 def _run(

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lewm.agent import Agent
 from lewm.config import Config, PlanningConfig
-from lewm.control import Agent, Outcomes, run_planner
+from lewm.control import Outcomes, run_planner
 from lewm.data.clips import Normaliser, prepare_frames, split_episodes
 from lewm.data.episodes import EpisodeFile
 from lewm.manifest import Manifest

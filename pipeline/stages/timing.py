@@ -17,8 +17,8 @@ import polars as pl
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from lewm.agent import price_plans
 from lewm.config import Config, PlanningConfig
-from lewm.control import price_plans
 from lewm.envs import env_class
 from lewm.methods import Method, make_method
 from lewm.planners import make_planner

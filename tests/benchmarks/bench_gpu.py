@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from lewm.agent import frozen, price_plans
 from lewm.config import Config
-from lewm.control import frozen, price_plans
 from lewm.curve import RunFiles
 from lewm.data.clips import prepare_frames
 from lewm.data.episodes import EpisodeFile

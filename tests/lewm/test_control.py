@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lewm.agent import Agent
 from lewm.config import Config, PlanningConfig
-from lewm.control import Agent, run_planner, run_recorded
+from lewm.control import run_planner, run_recorded
 from lewm.data.clips import Normaliser
 from lewm.envs.two_room import TwoRoomEnv
 from lewm.manifest import Manifest, make_manifest

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lewm.agent import price_plans
 from lewm.config import PlanningConfig
-from lewm.control import price_plans
 from lewm.curve import RunFiles
 from lewm.data.episodes import EpisodeFile
 from lewm.data.write import write_episodes

@@ -38,7 +38,7 @@ def run_cells(task: EvaluateTask) -> int:
 
     Raises:
         OSError: storage or dataset could not be read or written, or the device failed (tried again
-            by Ray).
+            by Ray, not necessarily in another process).
     """
     storage = Storage(task.storage)
     run = _floor_runner(task) if task.trial_id is None else _trial_runner(task, storage)
